@@ -1,0 +1,334 @@
+"""What a run is: frozen configurations, their canonical key, grids, and the table of scales."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import pathlib
+from dataclasses import dataclass, field
+
+SCHEMA = 1  # bump by hand when the meaning of a stored number changes
+QK_NORMS = ("none", "per_head")
+DECAYS = ("independent", "coupled")
+DTYPES = ("float32", "bfloat16")
+
+
+class UserError(ValueError):
+    """Bad input, in one line that names the field, its value and what is allowed."""
+
+
+def refuse(name: str, value, allowed: str):
+    raise UserError(f"{name}={value!r}: {allowed}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the transformer (P1, section 2.1). Static: each distinct value compiles its own program."""
+
+    d_model: int = 256
+    n_layers: int = 3
+    d_head: int = 64
+    vocab_size: int = 32101
+    seq_len: int = 512
+    qk_norm: str = "per_head"
+    compute_dtype: str = "bfloat16"
+
+    @property
+    def n_heads(self) -> int:
+        return self.d_model // self.d_head
+
+    @property
+    def n_params(self) -> int:
+        """N of the paper: 12·L·d², the weights of the blocks without embedding, head and norms."""
+        return 12 * self.n_layers * self.d_model**2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Static shapes of training. Metrics leave the device every `log_every` steps."""
+
+    batch_size: int = 256
+    log_every: int = 100
+    eval_batches: int = 20
+
+
+@dataclass(frozen=True)
+class HyperParams:
+    """Inputs of the compiled program: changing them compiles nothing. Defaults: P1, section 2.1.
+
+    `lr` is the peak learning rate η, `min_lr` the absolute floor of the cosine. `decay` "independent" subtracts
+    s_t·λ·θ, "coupled" s_t·η·λ·θ (P1, section 3.3). `seed` fixes the initialization and the order of the data.
+    """
+
+    steps: int = 100_000
+    warmup_steps: int = 5_000
+    lr: float = 1e-2
+    min_lr: float = 1e-5
+    weight_decay: float = 1e-4
+    decay: str = "independent"
+    z_loss: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. `data` names a source or a prepared dataset (see `proxies_lib.data`)."""
+
+    data: str = "c4"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    hparams: HyperParams = field(default_factory=HyperParams)
+
+    def __post_init__(self):
+        for part, names in _PARTS.items():
+            owner = getattr(self, part) if part else self
+            for name, kind in names.items():
+                object.__setattr__(owner, name, _typed(name, getattr(owner, name), kind))
+        m, t, h = self.model, self.train, self.hparams
+        for name, value in (
+            ("d_model", m.d_model), ("n_layers", m.n_layers), ("d_head", m.d_head), ("vocab_size", m.vocab_size),
+            ("seq_len", m.seq_len), ("batch_size", t.batch_size), ("log_every", t.log_every),
+            ("eval_batches", t.eval_batches), ("steps", h.steps), ("lr", h.lr), ("eps", h.eps),
+            ("clip_norm", h.clip_norm),
+        ):  # fmt: skip
+            if not value > 0:
+                refuse(name, value, "must be above 0")
+        for name in ("min_lr", "weight_decay", "z_loss", "seed", "warmup_steps"):
+            if getattr(h, name) < 0:
+                refuse(name, getattr(h, name), "must be 0 or more")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(h, name) < 1:
+                refuse(name, getattr(h, name), "must be in [0, 1)")
+        for name, value, allowed in (
+            ("qk_norm", m.qk_norm, QK_NORMS), ("compute_dtype", m.compute_dtype, DTYPES), ("decay", h.decay, DECAYS),
+        ):  # fmt: skip
+            if value not in allowed:
+                refuse(name, value, f"must be one of {', '.join(allowed)}")
+        if m.d_model % m.d_head:
+            refuse("d_head", m.d_head, f"must divide d_model={m.d_model}")
+        if m.d_head % 2:
+            refuse("d_head", m.d_head, "must be even (rotary pairs)")
+        if h.warmup_steps >= h.steps:
+            refuse("warmup_steps", h.warmup_steps, f"must be below steps={h.steps}")
+        if h.steps % t.log_every:
+            refuse("steps", h.steps, f"must be a multiple of log_every={t.log_every}")
+        if h.min_lr > h.lr:
+            refuse("min_lr", h.min_lr, f"must be at most lr={h.lr:g}")
+
+    @property
+    def program(self) -> tuple:
+        """What is static: runs with equal programs share one executable."""
+        return self.model, self.train
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.hparams.steps * self.train.batch_size * self.model.seq_len
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of training: 6 per weight and token, head included, plus attention (6·L·T·d, causal)."""
+        m = self.model
+        return 6.0 * self.tokens * (m.n_params + m.vocab_size * m.d_model + m.n_layers * m.seq_len * m.d_model)
+
+
+_PARTS = {
+    "": {"data": str},
+    "model": ModelConfig.__annotations__,
+    "train": TrainConfig.__annotations__,
+    "hparams": HyperParams.__annotations__,
+}
+FIELDS = {name: part for part, names in _PARTS.items() for name in names}
+
+
+def _typed(name: str, value, kind: type):
+    """`value` as `kind`; ints become floats where a float is meant, nothing else is converted."""
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            refuse(name, value, "must be a finite number")
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        refuse(name, value, f"must be of type {kind.__name__}")
+    return value
+
+
+def replace(run: Run, **changes) -> Run:
+    """`run` with fields of any depth changed by their (unique) names. Raises UserError on an unknown name."""
+    parts: dict[str, dict] = {}
+    for name, value in changes.items():
+        if name not in FIELDS:
+            refuse(name, value, f"unknown field; fields are {', '.join(FIELDS)}")
+        parts.setdefault(FIELDS[name], {})[name] = value
+    top = parts.pop("", {})
+    nested = {part: dataclasses.replace(getattr(run, part), **values) for part, values in parts.items()}
+    return dataclasses.replace(run, **top, **nested)
+
+
+def grid(base: Run, axes: dict) -> list[Run]:
+    """The product of `axes` over `base`. A key is a field name, or a tuple of names that vary together."""
+    named = [(key if isinstance(key, tuple) else (key,), values) for key, values in axes.items()]
+    runs = []
+    for point in itertools.product(*(values for _, values in named)):
+        changes = {}
+        for (names, _), value in zip(named, point, strict=True):
+            changes.update(zip(names, value if len(names) > 1 else (value,), strict=True))
+        runs.append(replace(base, **changes))
+    return runs
+
+
+def flat(run: Run) -> dict:
+    """Every field of `run` in one dictionary, in a fixed order."""
+    return {name: getattr(getattr(run, part) if part else run, name) for name, part in FIELDS.items()}
+
+
+def from_flat(values: dict) -> Run:
+    return replace(Run(), **values)
+
+
+def digest(value) -> str:
+    """Short sha256 of a JSON value; floats at 12 significant digits, so 0.003000000000000001 is 0.003."""
+
+    def canonical(v):
+        if isinstance(v, float):
+            return f"{v:.12g}"
+        return {k: canonical(x) for k, x in v.items()} if isinstance(v, dict) else v
+
+    return hashlib.sha256(json.dumps(canonical(value), sort_keys=True).encode()).hexdigest()[:24]
+
+
+def recipe(run: Run) -> str:
+    """Hash of the whole configuration, whatever the corpus behind its name contains."""
+    return digest({"schema": SCHEMA, **flat(run)})
+
+
+def key(run: Run, fingerprint: str) -> str:
+    """Identity of a run's numbers: the whole configuration and the corpus-and-tokenizer fingerprint."""
+    return digest({"schema": SCHEMA, "fingerprint": fingerprint, **flat(run)})
+
+
+def root() -> pathlib.Path:
+    """The project's folder: the nearest one above the working directory that holds `notebooks`, or this checkout."""
+    here = pathlib.Path.cwd()
+    found = (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "proxies_lib").is_dir())
+    return next(found, pathlib.Path(__file__).resolve().parents[1])
+
+
+def folder(kind: str) -> pathlib.Path:
+    """Where things live: "cache", "store", "figures", "papermill_runs"; PROXIES_<KIND> overrides each."""
+    default = {"cache": ".cache", "store": "papermill_runs/store"}.get(kind, kind)
+    return pathlib.Path(os.environ.get(f"PROXIES_{kind.upper()}") or root() / default).resolve()
+
+
+@dataclass(frozen=True)
+class Study:
+    """The protocol of one scale, fixed before any run: what notebooks sweep, and over which LR window S is taken.
+
+    `window` is the scale's window of peak learning rates for S, three decades shifted with the optimum as P1's
+    appendix B advises; PAPER_WINDOW is shown beside it. `figure2` are the (size, LR) pairs of Fig. 2.
+    """
+
+    scale: str
+    base: Run
+    sizes: tuple  # (d_model, n_layers), growing N
+    lrs: tuple
+    seeds: tuple
+    window: tuple
+    figure2: tuple
+    train: bool = False
+    overrides: tuple = ()
+
+    @property
+    def label(self) -> str:
+        """Folder name of the outputs; a changed protocol never overwrites the scale's own."""
+        return f"{self.scale}-custom" if self.overrides else self.scale
+
+
+PAPER_WINDOW = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+
+def _base(data, d_head, vocab, seq, dtype, batch, log_every, evals, steps, warmup) -> Run:
+    return Run(
+        data,
+        ModelConfig(d_head, 1, d_head, vocab, seq, "per_head", dtype),
+        TrainConfig(batch, log_every, evals),
+        HyperParams(steps=steps, warmup_steps=warmup),
+    )
+
+
+@functools.cache
+def scales() -> dict[str, Study]:
+    """The four scales. Warm-up is 5 % of the steps everywhere, as in P1."""
+    half_decades = (*PAPER_WINDOW, 1.0)
+    return {
+        "smoke": Study(
+            "smoke", _base("synthetic", 8, 64, 32, "float32", 4, 5, 4, 40, 2),
+            ((8, 1), (16, 1)), (1e-2, 1e-1, 1.0), (0, 1), (1e-2, 1e-1, 1.0), ((8, 1, 1.0), (16, 1, 1e-1)),
+        ),
+        "laptop": Study(
+            "laptop", _base("stdlib", 16, 1024, 64, "float32", 16, 10, 20, 400, 20),
+            ((16, 2), (32, 2), (64, 3)), half_decades, (0, 1, 2), half_decades[1:], ((16, 2, 1.0), (64, 3, 3e-1)),
+        ),
+        "gpu": Study(
+            "gpu", _base("c4", 64, 32101, 256, "bfloat16", 64, 50, 40, 10_000, 500),
+            ((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)), half_decades, (0, 1), PAPER_WINDOW,
+            ((256, 3, 1e-1), (768, 6, 3e-2)),
+        ),
+        "paper": Study(
+            "paper", _base("c4", 64, 32101, 512, "bfloat16", 256, 100, 20, 100_000, 5_000),
+            ((256, 3), (512, 3), (512, 6), (768, 6), (768, 12), (1024, 12), (1024, 24), (2048, 24), (4096, 24)),
+            PAPER_WINDOW, (0,), PAPER_WINDOW, ((512, 3, 1e-1), (4096, 24, 1e-2)),
+        ),
+    }  # fmt: skip
+
+
+SWEPT = {"lr": "lrs", "seed": "seeds", "d_model": "sizes", "n_layers": "sizes"}
+
+
+def study(scale: str, overrides: dict | None = None, train: bool = False) -> Study:
+    """The protocol of `scale`, with `overrides` of its lists (sizes, lrs, seeds) or of any field of a run.
+
+    Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list instead).
+    """
+    if scale not in scales():
+        refuse("scale", scale, f"must be one of {', '.join(scales())}")
+    chosen, fields, lists = scales()[scale], {}, {}
+    for name, value in (overrides or {}).items():
+        if name in SWEPT:
+            kind = int if name != "lr" else float
+            _typed(name, value, kind)
+            refuse(name, value, f"is swept by the notebooks; set {SWEPT[name]} instead")
+        if name in ("sizes", "lrs", "seeds"):
+            lists[name] = _typed_list(name, value)
+        elif name in FIELDS:
+            fields[name] = value
+        else:
+            allowed = ", ".join(["sizes", "lrs", "seeds", *(f for f in FIELDS if f not in SWEPT)])
+            refuse(name, value, f"unknown parameter; allowed are {allowed}")
+    if "lrs" in lists:
+        lists["window"] = lists["lrs"]
+    if "sizes" in lists or "lrs" in lists:
+        sizes, lrs = lists.get("sizes", chosen.sizes), lists.get("lrs", chosen.lrs)
+        lists["figure2"] = ((*sizes[0], lrs[-1]), (*sizes[-1], lrs[-1]))
+    base = replace(chosen.base, **fields)
+    grid(base, {("d_model", "n_layers"): lists.get("sizes", chosen.sizes), "lr": lists.get("lrs", chosen.lrs)})
+    changed = tuple(sorted((k, json.dumps(v)) for k, v in (overrides or {}).items()))
+    return dataclasses.replace(chosen, base=base, train=train, overrides=changed, **lists)
+
+
+def _typed_list(name: str, value):
+    if not isinstance(value, (list, tuple)) or not value:
+        refuse(name, value, "must be a list that is not empty")
+    if name == "sizes":
+        if not all(isinstance(v, (list, tuple)) and len(v) == 2 for v in value):
+            refuse(name, value, "must be a list of [d_model, n_layers]")
+        return tuple(tuple(_typed(name, x, int) for x in v) for v in value)
+    return tuple(sorted(_typed(name, v, float if name == "lrs" else int) for v in value))

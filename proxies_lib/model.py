@@ -1,0 +1,150 @@
+"""The transformer of P1 (section 2.1): Flax NNX modules behind two pure functions, `init` and `apply`.
+
+Axes, as suffixes of array names:
+    B batch    T query position    S key position    N = B·T flattened tokens
+    D model width    H heads    K width of a head    V vocabulary
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from proxies_lib.config import ModelConfig
+
+LAYER_NORM_EPS = 1e-6
+ROPE_BASE = 10_000.0
+
+
+def rope(x_BHTK: jax.Array) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021), base 10000, channels paired (i, i + K/2)."""
+    T, K = x_BHTK.shape[-2:]
+    inverse_wavelength = ROPE_BASE ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+    angle_TK = jnp.arange(T, dtype=jnp.float32)[:, None] * inverse_wavelength
+    cos, sin = jnp.cos(angle_TK).astype(x_BHTK.dtype), jnp.sin(angle_TK).astype(x_BHTK.dtype)
+    a, b = jnp.split(x_BHTK, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def rms(x: jax.Array) -> jax.Array:
+    """√mean(x²) over all entries, in float32."""
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+
+
+def when(probe, observe, *observed):
+    """`observe(*observed)` where `probe` holds, else zeros of its shapes. Never part of the gradient.
+
+    A probe that is a plain bool costs nothing; a traced one becomes a branch, paid for only when taken.
+    """
+    observed = jax.lax.stop_gradient(observed)
+    if probe is True:
+        return observe(*observed)
+    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(observe, *observed))
+    return jax.lax.cond(probe, observe, lambda *_: blank, *observed)
+
+
+class Attention(nnx.Module):
+    """Causal multi-head attention with rotary positions and optional per-head qk-layernorm (P1, section 3.1.1)."""
+
+    def __init__(self, config: ModelConfig, linear, norm):
+        self.config = config
+        self.query, self.key, self.value, self.out = (linear(config.d_model, config.d_model) for _ in range(4))
+        if config.qk_norm == "per_head":
+            self.query_norm, self.key_norm = norm(config.d_head), norm(config.d_head)
+
+    def __call__(self, x_ND: jax.Array, batch: int, probe):
+        # One product for q, k and v: three narrow ones cost more on every backend.
+        kernel = jnp.concatenate([w.kernel[...] for w in (self.query, self.key, self.value)], axis=1)
+        heads = (batch, -1, 3, self.config.n_heads, self.config.d_head)
+        q, k, v = (x_ND @ kernel.astype(x_ND.dtype)).reshape(heads).transpose(2, 0, 3, 1, 4)
+        if self.config.qk_norm == "per_head":
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = rope(q), rope(k)
+        logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q, k, preferred_element_type=jnp.float32)
+        logits_BHTS *= self.config.d_head**-0.5
+        causal_TS = jnp.tril(jnp.ones(logits_BHTS.shape[-2:], bool))
+        weights = jax.nn.softmax(jnp.where(causal_TS, logits_BHTS, -jnp.inf)).astype(v.dtype)
+        mixed_BTHK = jnp.einsum("BHTS,BHSK->BTHK", weights, v)
+        return self.out(mixed_BTHK.reshape(x_ND.shape)), when(probe, self._observe, q, k, logits_BHTS)
+
+    def _observe(self, q, k, logits_BHTS):
+        causal_TS = jnp.tril(jnp.ones(logits_BHTS.shape[-2:], bool))
+        q_BHT, k_BHS = (jnp.linalg.norm(z.astype(jnp.float32), axis=-1) for z in (q, k))
+        last_cosine_BHS = logits_BHTS[:, :, -1] * self.config.d_head**0.5 / (q_BHT[:, :, -1:] * k_BHS)
+        return {
+            "max_attention_logit": jnp.where(causal_TS, jnp.abs(logits_BHTS), 0.0).max(),
+            "q_norm": q_BHT.mean(),
+            "k_norm": k_BHS.mean(),
+            "qk_cosine": jnp.abs(last_cosine_BHS).mean(),
+        }
+
+
+class Block(nnx.Module):
+    """Pre-LayerNorm residual block: attention, then a GELU MLP of hidden width 4·D."""
+
+    def __init__(self, config: ModelConfig, linear, norm):
+        self.attention_norm, self.mlp_norm = norm(config.d_model), norm(config.d_model)
+        self.attention = Attention(config, linear, norm)
+        self.mlp_in = linear(config.d_model, 4 * config.d_model)
+        self.mlp_out = linear(4 * config.d_model, config.d_model)
+
+    def __call__(self, x_ND: jax.Array, batch: int, probe):
+        mixed_ND, taps = self.attention(self.attention_norm(x_ND), batch, probe)
+        x_ND = x_ND + mixed_ND
+        x_ND = x_ND + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x_ND))))
+        return x_ND, taps | {"block_rms": when(probe, rms, x_ND)}
+
+
+class Transformer(nnx.Module):
+    """Embedding, blocks, final LayerNorm, untied head; no biases anywhere.
+
+    Initialization: embedding normal with std 1/√D; every other weight truncated normal with std 1/√fan_in.
+    Dense layers see flattened tokens (N, D): XLA:CPU takes the weight gradient of a 3-D activation much slower.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.compute_dtype)
+        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        norm = functools.partial(nnx.LayerNorm, use_bias=False, epsilon=LAYER_NORM_EPS, dtype=dtype, rngs=rngs)
+        embedding_init = nnx.initializers.normal(config.d_model**-0.5)
+        self.embed = nnx.Embed(
+            config.vocab_size, config.d_model, dtype=dtype, embedding_init=embedding_init, rngs=rngs
+        )
+        self.blocks = nnx.List([Block(config, linear, norm) for _ in range(config.n_layers)])
+        self.final_norm = norm(config.d_model)
+        self.head = linear(config.d_model, config.vocab_size)
+
+    def __call__(self, tokens_BT: jax.Array, probe):
+        x_ND = self.embed(tokens_BT.reshape(-1))
+        per_block = []
+        for block in self.blocks:
+            x_ND, taps = block(x_ND, tokens_BT.shape[0], probe)
+            per_block.append(taps)
+        logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
+        taps = {name: jnp.stack([t[name] for t in per_block]) for name in per_block[0]}
+        output = when(probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV)
+        return logits_NV, taps | output
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict:
+    """Parameters as a nested dict of float32 arrays."""
+    return nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(key)), nnx.Param))
+
+
+def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True) -> tuple[jax.Array, dict]:
+    """Logits (N, V) in float32 for integer tokens (B, T), and the taps.
+
+    Taps: per block (L,) `max_attention_logit` (largest |logit| over causal entries), mean `q_norm` and `k_norm` as
+    they enter the product, `qk_cosine` (mean |cosine| of the last query with every key), `block_rms` (RMS of the
+    block's output); scalars `mean_output_logit`, `max_output_logit`. Zeros where `probe` is false.
+    """
+    graphdef, state = _skeleton(config)
+    state = jax.tree.map(lambda x: x, state)  # a copy: the skeleton is shared between traces
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)(tokens_BT, probe)
+
+
+@functools.cache
+def _skeleton(config: ModelConfig):
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))), nnx.Param)

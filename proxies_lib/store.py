@@ -1,0 +1,148 @@
+"""Finished runs as content-addressed, checksummed files, and the tables made of them.
+
+A record is one `<key>.npz`: the curves, and `meta`, a JSON text with configuration, results and provenance. Zip's
+CRC-32 guards each entry; a rename makes writing atomic. An exported table (parquet) is a read-only layer below.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+import pandas as pd
+
+from proxies_lib.config import Run, UserError, flat, from_flat, key, recipe
+
+RESULTS = ("final_loss", "init_loss", "diverged", "diverged_step", "train_seconds")
+
+
+def write(folder: pathlib.Path, meta: dict, curves: dict[str, np.ndarray]) -> pathlib.Path:
+    """Write one record atomically; an equal key is replaced."""
+    path = _path(folder, meta["key"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **{k.replace("/", "|"): v for k, v in curves.items()})
+    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+    return path
+
+
+def read(folder: pathlib.Path, run_key: str) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """Metadata and curves of a record; None where it is missing or damaged (then it is trained again)."""
+    try:
+        with np.load(_path(folder, run_key)) as file:
+            meta = json.loads(str(file["meta"]))
+            curves = {name.replace("|", "/"): file[name] for name in file.files if name != "meta"}
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return (meta, curves) if meta.get("key") == run_key else None
+
+
+def _path(folder: pathlib.Path, run_key: str) -> pathlib.Path:
+    return pathlib.Path(folder) / run_key[:2] / f"{run_key}.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Where a run's numbers are: `layer` is "store", "table", "table, other corpus", or "" for nowhere."""
+
+    run: Run
+    key: str | None
+    layer: str
+    table_key: str | None = None
+
+
+@functools.lru_cache(maxsize=4)
+def _exported(path: str, _modified: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return pd.read_parquet(pathlib.Path(path) / "runs.parquet"), pd.read_parquet(pathlib.Path(path) / "curves.parquet")
+
+
+def exported(path: pathlib.Path | None) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The exported runs and curves in `path`, or None."""
+    if path is None or not (path / "runs.parquet").exists() or not (path / "curves.parquet").exists():
+        return None
+    return _exported(str(path), (path / "runs.parquet").stat().st_mtime)
+
+
+def locate(runs: list[Run], fingerprints: dict, folder: pathlib.Path, layer: pathlib.Path | None = None) -> list[Found]:
+    """Where each run is stored. `fingerprints` maps (data, vocab_size) to a fingerprint, None where unknown.
+
+    In the exported `layer` a run matches by key, else by recipe: the same configuration on another corpus.
+    """
+    below = exported(layer)
+    by_key, by_recipe = set(), {}
+    if below is not None:
+        by_key, by_recipe = set(below[0]["key"]), dict(zip(below[0]["recipe"], below[0]["key"], strict=True))
+    found = []
+    for run in runs:
+        fingerprint = fingerprints[run.data, run.model.vocab_size]
+        k = key(run, fingerprint) if fingerprint else None
+        if k and _path(folder, k).exists() and read(folder, k) is not None:
+            found.append(Found(run, k, "store"))
+        elif k in by_key:
+            found.append(Found(run, k, "table", k))
+        elif (r := by_recipe.get(recipe(run))) is not None:
+            found.append(Found(run, k, "table, other corpus", r))
+        else:
+            found.append(Found(run, k, ""))
+    return found
+
+
+def row(meta: dict) -> dict:
+    """One run as a flat table row: configuration, N, results, provenance."""
+    run = from_flat(meta["config"])
+    return (
+        {"key": meta["key"], "recipe": recipe(run), **flat(run), "n_params": run.model.n_params}
+        | {name: meta["result"][name] for name in RESULTS}
+        | meta["provenance"]
+    )
+
+
+def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None = None):
+    """Runs (a row each) and curves (a row per logged step, keyed by `key`) of located runs, in their order.
+
+    Raises UserError, with the count, where a run is stored nowhere.
+    """
+    holes = sum(not f.layer for f in found)
+    if holes:
+        raise UserError(f"table: {holes} of {len(found)} runs are not stored; train them first (train=True)")
+    rows, curves = [], []
+    wanted = [f.table_key for f in found if f.layer != "store"]
+    if wanted:
+        below_runs, below_curves = exported(layer)
+        rows.append(below_runs[below_runs["key"].isin(wanted)])
+        curves.append(below_curves[below_curves["key"].isin(wanted)])
+    for f in found:
+        if f.layer == "store":
+            meta, values = read(folder, f.key)
+            rows.append(pd.DataFrame([row(meta)]))
+            curves.append(pd.DataFrame(values).assign(key=f.key))
+    order = {f.key if f.layer == "store" else f.table_key: i for i, f in enumerate(found)}
+    runs = pd.concat(rows, ignore_index=True)
+    runs = runs.sort_values("key", key=lambda k: k.map(order), ignore_index=True)
+    return runs, pd.concat(curves, ignore_index=True)
+
+
+def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path):
+    """Write tables as `runs.parquet` and `curves.parquet`; runs of other recipes already there are kept."""
+    target.mkdir(parents=True, exist_ok=True)
+    if (below := exported(target)) is not None:
+        kept = below[0][~below[0]["recipe"].isin(runs["recipe"])]
+        runs = pd.concat([kept, runs], ignore_index=True)
+        curves = pd.concat([below[1][below[1]["key"].isin(kept["key"])], curves], ignore_index=True)
+    runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)
+    for name, frame in (("curves", curves), ("runs", runs)):
+        scratch = target / f".{name}.parquet.tmp"
+        frame.to_parquet(scratch, compression="zstd", index=False)
+        os.replace(scratch, target / f"{name}.parquet")

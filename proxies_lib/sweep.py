@@ -1,0 +1,349 @@
+"""A sweep: plan what runs, is stored and compiles; then train only what is missing.
+
+On a CPU one single-threaded worker process per core trains a run at a time; on an accelerator runs of one program
+train together as vmapped lanes. A worker writes each finished run to the store itself, so a killed sweep loses
+only the runs in flight.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pandas as pd
+from tqdm import tqdm
+
+from proxies_lib import config, data, store
+from proxies_lib.config import Run, Study, UserError
+
+FLOPS_PER_SECOND = 35e9  # per core, where no stored run of the program tells
+COMPILE_SECONDS = 15.0
+MAX_LANES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Distinct runs, where each one is, and the seconds a missing one should take on one core."""
+
+    found: tuple[store.Found, ...]
+    seconds: dict
+    folder: pathlib.Path
+    layer: pathlib.Path | None
+    requested: int
+
+    @property
+    def missing(self) -> list[store.Found]:
+        return [f for f in self.found if not f.layer]
+
+    def describe(self, workers: int = 1) -> str:
+        """The plan in words: per program what is stored and what will train, and the time expected."""
+        groups = collections.defaultdict(list)
+        for f in self.found:
+            groups[f.run.program].append(f)
+        lines = [
+            f"plan: {self.requested} runs requested, {len(self.found)} distinct, "
+            f"{len(self.found) - len(self.missing)} stored, {len(self.missing)} to train"
+        ]
+        for (model, _), members in groups.items():
+            todo = [f for f in members if not f.layer]
+            layers = collections.Counter(f.layer for f in members if f.layer)
+            have = ", ".join(f"{n} in {layer}" for layer, n in layers.items())
+            need = f"{len(todo)} to train (1 program, {self.seconds[members[0].run.program]:.1f} s a run)" if todo else ""
+            lines.append(
+                f"  d {model.d_model}, {model.n_layers} layers, qk_norm {model.qk_norm}, N {model.n_params:,}: "
+                + "; ".join(part for part in (have, need) if part)
+            )
+        if any(f.layer == "table, other corpus" for f in self.found):
+            lines.append(
+                "  note: the committed table was trained on another corpus than this interpreter's (or it is not "
+                "prepared here); runs are matched by configuration. train=True trains on yours."
+            )
+        if self.missing:
+            total = sum(self.seconds[f.run.program] for f in self.missing)
+            programs = len({f.run.program for f in self.missing})
+            minutes = (total + COMPILE_SECONDS * programs) / max(workers, 1) / 60
+            lines.append(f"  about {minutes:.1f} minutes with {workers} worker(s), {programs} program(s) to compile")
+        return "\n".join(lines)
+
+
+def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[int, int] = (1, 1), say=print) -> Plan:
+    """Locate `runs` (duplicates counted once), keeping part `shard` = (i, n) of them, i from 1.
+
+    A pure function of runs, store and shard: shards on several machines agree without talking.
+    """
+    folder = pathlib.Path(folder or config.folder("store"))
+    distinct = list(dict.fromkeys(runs))
+    corpora = {(r.data, r.model.vocab_size) for r in distinct}
+    fingerprints = {}
+    for name, vocab_size in sorted(corpora):
+        dataset = data.open_dataset(name, vocab_size, prepare_missing=prepare, say=say)
+        fingerprints[name, vocab_size] = dataset.fingerprint if dataset else None
+    found = store.locate(distinct, fingerprints, folder, layer)
+    i, n = shard
+    found = [f for j, f in enumerate(found) if j % n == i - 1]
+    return Plan(tuple(found), _estimates(found, folder), folder, layer, len(runs))
+
+
+def _estimates(found: list[store.Found], folder: pathlib.Path) -> dict:
+    """Seconds a run on one core, per program: measured on a stored run if there is one, else from its FLOPs."""
+    seconds = {}
+    for f in found:
+        if f.layer == "store" and f.run.program not in seconds:
+            seconds[f.run.program] = store.read(folder, f.key)[0]["result"]["train_seconds"]
+    for f in found:
+        seconds.setdefault(f.run.program, f.run.flops / FLOPS_PER_SECOND)
+    return seconds
+
+
+def run(plan: Plan, workers: int = 0, engine: str = "auto"):
+    """Train what `plan` misses. `engine`: "processes" (one core a run), "lanes" (vmap in this process), or "auto"."""
+    if not plan.missing:
+        return
+    if engine == "auto":
+        engine = "processes" if platform_of_jax() == "cpu" else "lanes"
+    if engine == "processes":
+        _run_processes(plan, min(workers or cores(), len(plan.missing)))
+    else:
+        _run_lanes(plan)
+
+
+def collect(runs: list[Run], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What notebooks call: print the plan, train what is missing if `study.train`, return runs and curves.
+
+    Reading (train=False) also looks into the scale's committed table; training never does.
+    """
+    layer = None if study.train else config.folder("papermill_runs") / study.scale
+    the_plan = plan(runs, layer=layer, prepare=study.train)
+    print(the_plan.describe(cores()))
+    if study.train:
+        run(the_plan)
+        the_plan = plan(runs)
+    return store.table(list(the_plan.found), the_plan.folder, layer)
+
+
+def cores() -> int:
+    """Worker processes used by default: PROXIES_WORKERS, or the cores this process may use."""
+    chosen = os.environ.get("PROXIES_WORKERS")
+    if chosen and not (chosen.isdigit() and int(chosen) > 0):
+        config.refuse("PROXIES_WORKERS", chosen, "must be a whole number above 0")
+    return int(chosen) if chosen else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def platform_of_jax() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
+# ------------------------------------------------------------------ provenance
+
+
+@functools.cache
+def _commit() -> str:
+    try:
+        git = functools.partial(subprocess.run, cwd=config.root(), capture_output=True, text=True, check=True)
+        head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+        code = ["git", "status", "--porcelain", "--", "proxies_lib", "notebooks"]
+        return head + ("+changes" if git(code).stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@functools.cache
+def provenance() -> dict[str, str]:
+    """Software, device and commit of this process, stored with every run."""
+    import jax
+
+    device = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        cpu = pathlib.Path("/proc/cpuinfo")
+        names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+        device = names[0].split(":", 1)[1].strip() if names else platform.processor()
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return {"device": device, "python": platform.python_version(), **versions, "commit": _commit()}
+
+
+def _record(folder, run: Run, dataset: data.Dataset, result: dict):
+    curves = result.pop("curves")
+    meta = {
+        "key": config.key(run, dataset.fingerprint),
+        "config": config.flat(run),
+        "result": result,
+        "provenance": {"fingerprint": dataset.fingerprint, **provenance()},
+    }
+    store.write(folder, meta, curves)
+
+
+# ------------------------------------------------------------------ progress
+
+
+class Progress:
+    """Runs done and time left: a bar on a terminal, a line per tenth elsewhere."""
+
+    def __init__(self, total: int, weight: float):
+        self.total, self.weight, self.done, self.finished, self.started = total, weight, 0, 0.0, time.monotonic()
+        self.bar = tqdm(total=total, unit="run", smoothing=0.1) if sys.stderr.isatty() else None
+
+    def add(self, weight: float, note: str):
+        before, self.done, self.finished = self.done, self.done + 1, self.finished + weight
+        left = (time.monotonic() - self.started) * (self.weight - self.finished) / self.finished
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{note}, {left:.0f} s left")
+            self.bar.update()
+        elif self.done * 10 // self.total > before * 10 // self.total:
+            print(f"  {self.done}/{self.total} runs, {left:.0f} s left", flush=True)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+
+
+# ------------------------------------------------------------------ engines
+
+
+def use_compilation_cache():
+    """JAX's persistent compilation cache, kept apart by machine: executables of another CPU do not load."""
+    import jax
+
+    cpu = pathlib.Path("/proc/cpuinfo")
+    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
+    where = config.folder("cache") / "xla" / config.digest({"flags": flags, "machine": platform.machine()})[:8]
+    jax.config.update("jax_compilation_cache_dir", str(where))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _run_lanes(plan: Plan):
+    from proxies_lib.train import Trainer
+
+    use_compilation_cache()
+    groups = collections.defaultdict(list)
+    for f in plan.missing:
+        groups[f.run.program, f.run.data, f.run.hparams.steps].append(f)
+    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing))
+    trainers = {}
+    for (program, name, _), members in groups.items():
+        if program not in trainers:
+            trainers[program] = Trainer(*program, lanes=MAX_LANES)
+        dataset = data.open_dataset(name, program[0].vocab_size)
+        for first in range(0, len(members), MAX_LANES):
+            batch = [f.run for f in members[first : first + MAX_LANES]]
+            for one, result in zip(batch, trainers[program].train(batch, dataset), strict=True):
+                _record(plan.folder, one, dataset, result)
+                progress.add(plan.seconds[program], f"d {program[0].d_model}")
+    progress.close()
+
+
+def _run_processes(plan: Plan, workers: int):
+    groups = collections.defaultdict(collections.deque)
+    for f in plan.missing:
+        groups[f.run.program].append(f)
+    lock, stop = threading.Lock(), threading.Event()
+    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing))
+    started = set()
+
+    def next_job(current):
+        """Stay with the current program; else open the costliest unopened one; else help where most is left."""
+        with lock:
+            left = {p: len(g) * plan.seconds[p] for p, g in groups.items() if g}
+            if not left or stop.is_set():
+                return None
+            fresh = {p: cost for p, cost in left.items() if p not in started}
+            program = current if current in left else max(fresh or left, key=(fresh or left).get)
+            started.add(program)
+            return groups[program].popleft()
+
+    def serve(core: int):
+        current = None
+        with _Worker(core, plan.folder) as worker:
+            while (f := next_job(current)) is not None:
+                current = f.run.program
+                worker.train(f.run)
+                with lock:
+                    progress.add(plan.seconds[current], f"d {f.run.model.d_model} lr {f.run.hparams.lr:g}")
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(serve, i) for i in range(workers)]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        finally:
+            stop.set()
+            progress.close()
+
+
+class _Worker:
+    """A single-threaded training process on one core: runs as JSON lines in, a line per finished run out."""
+
+    def __init__(self, core: int, folder: pathlib.Path):
+        self.log = tempfile.TemporaryFile("w+")
+        one_thread = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        environment = os.environ | {
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {one_thread}".strip(),
+            "NPROC": "1",
+            "OMP_NUM_THREADS": "1",
+            "JAX_PLATFORMS": "cpu",
+        }
+        command = [sys.executable, "-m", "proxies_lib.worker", str(folder), str(core)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
+            cwd=config.root(),
+        )  # fmt: skip
+
+    def train(self, run: Run):
+        try:
+            self.process.stdin.write(json.dumps(config.flat(run)) + "\n")
+            self.process.stdin.flush()
+            reply = self.process.stdout.readline()
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            self.log.seek(0)
+            tail = (self.log.read().strip().splitlines() or ["killed"])[-1]
+            raise UserError(f"worker: a training process stopped ({tail}); finished runs are kept, start again to go on")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+def work(folder: str, core: int):
+    """The loop of a worker process. It ends when its parent does, even in the middle of a run."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print must not reach the protocol
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+    jobs: queue.Queue = queue.Queue()
+
+    def listen():
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    from proxies_lib.train import Trainer
+
+    use_compilation_cache()
+    trainers = {}
+    while True:
+        one = config.from_flat(json.loads(jobs.get()))
+        dataset = data.open_dataset(one.data, one.model.vocab_size)
+        if one.program not in trainers:
+            trainers[one.program] = Trainer(*one.program)
+        _record(folder, one, dataset, trainers[one.program].train([one], dataset)[0])
+        print("done", file=replies, flush=True)
