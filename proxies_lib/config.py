@@ -233,7 +233,8 @@ class Study:
     """The protocol of one scale, fixed before any run: what notebooks sweep, and over which LR window S is taken.
 
     `window` is the scale's window of peak learning rates for S, three decades shifted with the optimum as P1's
-    appendix B advises; PAPER_WINDOW is shown beside it. `figure2` are the (size, LR) pairs of Fig. 2.
+    appendix B advises; PAPER_WINDOW is shown beside it. `figure2` are the (size, LR) pairs of Fig. 2. `train` trains
+    what the store lacks; `publish` writes figures and verdicts.
     """
 
     scale: str
@@ -244,6 +245,7 @@ class Study:
     window: tuple
     figure2: tuple
     train: bool = False
+    publish: bool = False
     overrides: tuple = ()
 
     @property
@@ -293,7 +295,7 @@ def scales() -> dict[str, Study]:
 SWEPT = {"lr": "lrs", "seed": "seeds", "d_model": "sizes", "n_layers": "sizes"}
 
 
-def study(scale: str, overrides: dict | None = None, train: bool = False) -> Study:
+def study(scale: str, overrides: dict | None = None, train: bool = False, publish: bool = False) -> Study:
     """The protocol of `scale`, with `overrides` of its lists (sizes, lrs, seeds) or of any field of a run.
 
     Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list instead).
@@ -321,7 +323,7 @@ def study(scale: str, overrides: dict | None = None, train: bool = False) -> Stu
     base = replace(chosen.base, **fields)
     grid(base, {("d_model", "n_layers"): lists.get("sizes", chosen.sizes), "lr": lists.get("lrs", chosen.lrs)})
     changed = tuple(sorted((k, json.dumps(v)) for k, v in (overrides or {}).items()))
-    return dataclasses.replace(chosen, base=base, train=train, overrides=changed, **lists)
+    return dataclasses.replace(chosen, base=base, train=train, publish=publish or train, overrides=changed, **lists)
 
 
 def _typed_list(name: str, value):

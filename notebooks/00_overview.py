@@ -1,0 +1,87 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 0 · Small models as proxies for large ones: the method in ten minutes
+#
+# Large training runs are wrecked by instabilities that nobody sees in small ones. Wortsman et al. (2023,
+# arXiv 2309.14322) found a way to see them: **raise the learning rate**. A small model at a high learning rate fails
+# in the way a large model fails at an ordinary one, so the cause can be studied, and the remedy tested, cheaply.
+# These notebooks train the paper again, one section each, and score its claims.
+#
+# **How one experiment works.**
+#
+# 1. Take one model size and one *intervention* (say, qk-layernorm on or off).
+# 2. Train it at learning rates over three decades. Draw the final validation loss against the peak learning rate.
+# 3. A robust model gives a shallow bowl: the loss hardly depends on the learning rate. A fragile one gives a cliff.
+# 4. Measure the bowl with one number, **LR sensitivity**: S = mean over the learning rates η of min(ℓ(η), ℓ₀) − ℓ\*,
+#    where ℓ\* is the best loss of the curve and ℓ₀ the loss at initialization. A run that diverges counts as ℓ₀.
+#    S = 0 would mean: any learning rate will do.
+# 5. Repeat for growing sizes N. If S rises with N, larger models will be harder to train, and the curve says how much.
+#
+# N counts the weights of the blocks, 12 · layers · width², without embedding and head.
+
+# %% tags=["parameters"]
+scale = "laptop"  # smoke | laptop | gpu | paper
+train = False  # True trains the runs that the store lacks; False only reads
+publish = False  # True writes figures and verdicts (training always does)
+overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
+
+# %% tags=["setup"]
+from proxies_lib import analysis, claims, plots, sweep
+from proxies_lib.config import grid, study
+
+this = study(scale, overrides, train, publish)
+
+# %% [markdown]
+# ## One curve
+#
+# The largest size of this scale, trained exactly as the paper's default says (with qk-layernorm), is enough to see S.
+
+# %% tags=["grid"]
+runs = grid(this.base, {("d_model", "n_layers"): this.sizes[-1:], "lr": this.lrs, "seed": this.seeds})
+
+# %%
+table, _ = sweep.collect(runs, this)
+
+# %% tags=["nbval-check-output"]
+print(f"{len(table)} runs at {table['lr'].nunique()} learning rates, {table['seed'].nunique()} seeds")
+
+# %%
+loss = analysis.lr_curves(table, ["n_params"])
+sensitivity = analysis.lr_sensitivity(table, ["n_params"], this.window)
+figure = plots.figure0(loss, sensitivity, this.window)
+plots.save(figure, "fig00_method", {"loss": loss, "sensitivity": sensitivity}, table, this)
+
+# %% [markdown]
+# The gray area is what S averages. **How to read the figures** that follow: a method always has the same color and
+# marker; sizes go from light to dark; a band spans the seeds; a × is a run that ended in NaN, drawn on the ℓ₀ line.
+# S says nothing about how *good* the best loss is, and it depends on the window of learning rates: it is always shown
+# together with the curves it comes from.
+#
+# ## The protocol of each scale
+#
+# One table fixes sizes, learning rates, seeds and windows before any run. The laptop's window for S starts half a
+# decade above the paper's: short trainings need higher learning rates, and appendix B of the paper advises to move
+# the window with the optimum.
+
+# %%
+plots.pd.DataFrame([sweep.config.protocol_row(s) for s in sweep.config.scales().values()]).set_index("scale").T
+
+# %% [markdown]
+# ## Scoreboard
+#
+# Every claim checked so far at this scale. *Holds* means that the whole interval over seeds lies on the claimed side
+# of a threshold fixed in the code before the runs.
+
+# %%
+claims.short(claims.scoreboard(this.label)).style.hide()

@@ -1,0 +1,122 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1 · Attention logit growth
+#
+# **Question.** In large models the attention logits can grow until softmax saturates, and training collapses. Does
+# the same happen in a small model when its learning rate is high, and does normalizing queries and keys
+# (qk-layernorm) prevent it?
+#
+# **The paper** (Wortsman et al. 2023, section 3.1.1; Figures 1, 2 and E.1) says: without qk-layernorm, the learning
+# rate at which training fails falls as the model grows; the logits grow without bound there, at small and at large
+# scale alike, because the *norms* of queries and keys grow; with qk-layernorm none of this happens over three
+# decades of learning rate. Below the critical learning rate the two arms learn equally well.
+
+# %% tags=["parameters"]
+scale = "laptop"  # smoke | laptop | gpu | paper
+train = False  # True trains the runs that the store lacks; False only reads
+publish = False  # True writes figures and verdicts (training always does)
+overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
+
+# %% tags=["setup"]
+from proxies_lib import analysis, claims, plots, sweep
+from proxies_lib.config import PAPER_WINDOW, QK_NORMS, grid, study
+
+this = study(scale, overrides, train, publish)
+
+# %% [markdown]
+# ## The runs
+#
+# Every size, with and without qk-layernorm, over the whole grid of peak learning rates, with several seeds. A seed
+# fixes the initialization and the order of the data; everything else is the paper's default set-up at this scale.
+
+# %% tags=["grid"]
+axes = {("d_model", "n_layers"): this.sizes, "qk_norm": QK_NORMS, "lr": this.lrs, "seed": this.seeds}
+runs = grid(this.base, axes)
+
+# %%
+table, curves = sweep.collect(runs, this)
+
+# %% tags=["nbval-check-output"]
+print(f"{len(table)} runs of {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
+print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+
+# %% [markdown]
+# ## Figure 1 · loss against learning rate, sensitivity against size
+#
+# Above: the final validation loss for each peak learning rate, one curve per model size (mean of the seeds, band from
+# the best to the worst). A × marks runs that ended in NaN or infinity; they count as ℓ₀, the loss at initialization.
+# Below: the LR sensitivity S, the mean distance of these curves from their best point over a window of learning
+# rates. The left window follows the optimum of this scale, the right one is the paper's own: with few steps its low
+# end under-trains, and that alone raises S.
+
+# %%
+by = ["qk_norm", "n_params"]
+loss = analysis.lr_curves(table, by)
+here, paper = (tuple(lr for lr in window if lr in this.lrs) for window in (this.window, PAPER_WINDOW))
+sensitivity = {
+    f"window {here[0]:g} – {here[-1]:g}": analysis.lr_sensitivity(table, by, here),
+    f"the paper's LRs {paper[0]:g} – {paper[-1]:g}": analysis.lr_sensitivity(table, by, paper),
+}
+figure = plots.figure1(loss, sensitivity)
+plots.save(figure, "fig01_lr_sensitivity", {"loss": loss, **sensitivity}, table, this)
+
+# %% [markdown]
+# The numbers behind the lower panels, in nats, with 95 % bootstrap intervals over seeds:
+
+# %%
+for window, frame in sensitivity.items():
+    print(f"{window}\n{frame.round(3).to_string(index=False)}\n")
+
+# %% [markdown]
+# The learning rate at which training fails (it loses a tenth of what the best learning rate learns), per size and
+# seed. NaN: no learning rate of the grid fails.
+
+# %%
+failing = analysis.diverging_lr(table, by)
+failing.pivot_table(index=by, columns="seed", values="diverging_lr", dropna=False).round(3)
+
+# %% [markdown]
+# ## Figure 2 · loss and attention logits during training
+#
+# A small model at a high learning rate and the largest at a lower one. The lower panels follow the largest attention
+# logit of the first block; the paper finds that runs beyond 10⁴ fail.
+
+# %%
+points = analysis.at(table, this.figure2)
+observed = analysis.curves_of(points, curves).merge(points[["key", "point"]], on="key")
+figure = plots.figure2(observed)
+plots.save(figure, "fig02_logit_growth", {"trajectories": observed[["key", "seed", "qk_norm", "n_params", "lr", "step", "loss", "max_attention_logit/0"]]}, points, this)
+
+# %% [markdown]
+# ## Figure E.1 · norms or alignment?
+#
+# A logit is ‖q‖ ‖k‖ cos(q, k) / √d_head. The same runs, taken apart: if the logits grow because queries and keys
+# align, the cosine rises; if they grow by length, the norms do.
+
+# %%
+figure = plots.figure_e1(observed)
+plots.save(figure, "figE01_qk_norms", {"trajectories": observed[["key", "seed", "qk_norm", "n_params", "lr", "step", "q_norm/0", "k_norm/0", "qk_cosine/0"]]}, points, this)
+
+# %% [markdown]
+# ## Verdicts
+#
+# Each claim is a check fixed before the runs: an effect per seed, its mean and interval, and a threshold. A claim
+# *holds* only if the whole interval lies on the claimed side.
+
+# %%
+verdicts = claims.publish(claims.attention_logit_growth(table, curves, this), "01", this)
+claims.short(verdicts).style.hide()
+
+# %% tags=["nbval-check-output"]
+print(f"{len(verdicts)} claims checked")

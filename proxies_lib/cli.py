@@ -1,0 +1,218 @@
+"""The command `proxies`: plan and run sections, read tables, claims and figures, prepare data, measure speed."""
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+
+from proxies_lib import config
+from proxies_lib.config import UserError, refuse
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0; 2 for bad input, with one line on stderr; 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.call(options) or 0
+    except UserError as error:
+        print(f"proxies: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("proxies: interrupted; finished runs are stored", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"proxies: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="proxies", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name, call, text):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(call=call)
+        return sub
+
+    for name, call, text in (
+        ("plan", _plan, "print what sections would train, and why, without training"),
+        ("run", _run, "train what is missing, then execute the notebooks"),
+        ("figures", _figures, "execute the notebooks on stored or committed runs only: redraw, train nothing"),
+    ):
+        sub = command(name, call, text)
+        sub.add_argument("sections", nargs="*", metavar="SECTION", help="01, 02, …; all without one")
+        sub.add_argument("--scale", default="laptop", help="smoke, laptop (default), gpu or paper")
+        sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                         help="override sizes, lrs, seeds or a field of the run; outputs go to <scale>-custom")  # fmt: skip
+        sub.add_argument("--seeds", help="as 0,1,2 or 1000-1002: short for --set seeds=[…]")
+        sub.add_argument("--store", help="folder of the run store")
+        sub.add_argument("--workers", type=int, help="training processes (default: one per core)")
+        sub.add_argument("--shard", default="1/1", metavar="i/n", help="only train part i of n (1 ≤ i ≤ n)")
+
+    sub = command("table", _table, "print the exported runs of a scale as csv")
+    sub.add_argument("--scale", default="laptop")
+    sub = command("claims", _claims, "print the scored claims of a scale")
+    sub.add_argument("--scale", default="laptop")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--readme", action="store_true", help="write the scoreboard between README's markers")
+    sub = command("bench", _bench, "measure training throughput beside the machine's matmul peak")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--seconds", type=float, default=6.0, help="measured time per shape")
+
+    data = command("data", None, "prepare and list datasets").add_subparsers(
+        required=True, metavar="ACTION", parser_class=_Parser
+    )
+    sub = data.add_parser("prepare", help="tokenize and pack a source")
+    sub.set_defaults(call=_data_prepare)
+    sub.add_argument("source", help="synthetic, stdlib, text or c4")
+    sub.add_argument("--path", nargs="+", help="files or globs (text); a folder or URL prefix of shards (c4)")
+    sub.add_argument("--validation", nargs="+", help="files of held-out documents (text)")
+    sub.add_argument("--tokenizer", help="a SentencePiece model; else one is trained")
+    sub.add_argument("--vocab-size", type=int, default=1024, help="pieces of a trained vocabulary (default 1024)")
+    sub.add_argument("--shards", type=int, help="use at most so many shards (c4)")
+    sub.add_argument("--name", help="name of the dataset (default: the source)")
+    sub = data.add_parser("list", help="prepared datasets, with counts and fingerprints")
+    sub.set_defaults(call=_data_list)
+    return parser
+
+
+def _settings(options) -> dict:
+    """--set and --seeds as overrides: Python literals, or bare words as strings."""
+    overrides = {}
+    for item in options.settings:
+        name, equals, text = item.partition("=")
+        if not equals:
+            refuse("set", item, "must be NAME=VALUE")
+        try:
+            overrides[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            overrides[name] = text
+    if options.seeds:
+        parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in options.seeds.split(",")]
+        if not all(parts):
+            refuse("seeds", options.seeds, "must be like 0,1,2 or 1000-1002")
+        overrides["seeds"] = [s for m in parts for s in range(int(m[1]), int(m[2] or m[1]) + 1)]
+    return overrides
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        refuse("shard", text, "must be i/n with 1 ≤ i ≤ n")
+    return int(match[1]), int(match[2])
+
+
+def _gather(options):
+    """Study, notebooks, and every run they ask for; all of it checked before anything is written."""
+    from proxies_lib import notebooks
+
+    if options.workers is not None:
+        if options.workers < 1:
+            refuse("workers", options.workers, "must be 1 or more")
+        os.environ["PROXIES_WORKERS"] = str(options.workers)
+    if options.store:
+        os.environ["PROXIES_STORE"] = options.store
+    shard, overrides = _shard(options.shard), _settings(options)
+    study = config.study(options.scale, overrides, train=True)
+    chosen = notebooks.choose(options.sections)
+    parameters = {"scale": options.scale, "train": True, "publish": True, "overrides": overrides}
+    runs = [run for path in chosen for run in notebooks.runs_of(path, parameters)]
+    return study, chosen, parameters, runs, shard
+
+
+def _plan(options):
+    from proxies_lib import sweep
+
+    _, _, _, runs, shard = _gather(options)
+    print(sweep.plan(runs, shard=shard).describe(sweep.cores()))
+
+
+def _run(options):
+    from proxies_lib import notebooks, store, sweep
+
+    study, chosen, parameters, runs, shard = _gather(options)
+    plan = sweep.plan(runs, shard=shard)
+    print(plan.describe(sweep.cores()), flush=True)
+    sweep.run(plan)
+    if shard[1] > 1:
+        print(f"shard {options.shard} is trained; run without --shard once every shard's store is in one place")
+        return
+    done = sweep.plan(runs)
+    store.export(*store.table(list(done.found), done.folder), config.folder("papermill_runs") / study.label)
+    _execute(notebooks, chosen, parameters, study.label)
+
+
+def _figures(options):
+    from proxies_lib import notebooks
+
+    study, chosen, parameters, _, _ = _gather(options)
+    _execute(notebooks, chosen, parameters | {"train": False}, study.label)
+
+
+def _execute(notebooks, chosen, parameters, label):
+    for path in chosen:
+        done = notebooks.execute(path, parameters, label)
+        print(f"executed {done.parent.name}/{done.name}", flush=True)
+    print(f"figures in {config.folder('figures') / label}")
+
+
+def _table(options):
+    from proxies_lib import store
+
+    found = store.exported(config.folder("papermill_runs") / options.scale)
+    if found is None:
+        raise UserError(f"scale={options.scale!r}: no exported table yet; run its sections first")
+    found[0].to_csv(sys.stdout, index=False)
+
+
+def _claims(options):
+    from proxies_lib import claims
+
+    rows = claims.scoreboard(options.scale)
+    if options.readme:
+        _write_between_markers(config.root() / "README.md", claims.markdown(rows))
+    elif options.json:
+        print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1, ensure_ascii=False))
+    else:
+        for row in claims.short(rows).itertuples():
+            print(f"Fig. {row.figure:4} {row.verdict:24} {row.effect:28} n={row.n}  {row.statement}")
+
+
+def _write_between_markers(path, text: str):
+    begin, end = "<!-- scoreboard -->", "<!-- /scoreboard -->"
+    old = path.read_text("utf-8")
+    if begin not in old or end not in old:
+        raise UserError(f"{path.name}: has no {begin} … {end} markers")
+    head, rest = old.split(begin, 1)
+    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}", "utf-8")
+
+
+def _bench(options):
+    from proxies_lib import bench
+
+    bench.main(options.seconds, options.json)
+
+
+def _data_prepare(options):
+    from proxies_lib import data
+
+    names = ("source", "name", "path", "validation", "tokenizer", "vocab_size", "shards")
+    data.prepare(**{name: getattr(options, name) for name in names})
+
+
+def _data_list(options):
+    for path in sorted((config.folder("cache") / "data").glob("*/manifest.json")):
+        m = json.loads(path.read_text())
+        print(f"{path.parent.name}: {m['source']}, vocabulary {m['vocab_size']}, {m['train']['tokens']:,} + "
+              f"{m['validation']['tokens']:,} tokens, fingerprint {m['fingerprint']}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
