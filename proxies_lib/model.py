@@ -32,6 +32,70 @@ def rms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
+@jax.custom_vjp
+def layer_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """LayerNorm over the last axis, without bias, ε 1e-6; its gradient in closed form (P1, appendix C).
+
+    The closed form is a tenth of a step faster on a CPU than differentiating through the statistics.
+    """
+    return _normalize(x)[0] * scale
+
+
+def _normalize(x):
+    centered = (x - x.mean(-1, keepdims=True, dtype=jnp.float32)).astype(jnp.float32)
+    inverse_std = jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + LAYER_NORM_EPS)
+    return (centered * inverse_std).astype(x.dtype), inverse_std
+
+
+def _layer_norm_forward(x, scale):
+    normalized, inverse_std = _normalize(x)
+    return normalized * scale, (normalized, inverse_std, scale)
+
+
+def _layer_norm_backward(residuals, g):
+    normalized, inverse_std, scale = residuals
+    into = (g * scale).astype(jnp.float32)
+    along = (into * normalized).mean(-1, keepdims=True)
+    dx = inverse_std * (into - into.mean(-1, keepdims=True) - normalized * along)
+    dscale = jnp.sum((g * normalized).reshape(-1, len(scale)), axis=0, dtype=jnp.float32)
+    return dx.astype(g.dtype), dscale.astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def dense(x_NI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
+    """x·W. Its weight gradient is taken with the narrow side first: XLA:CPU is twice as fast that way round."""
+    return x_NI @ kernel_IO
+
+
+def _dense_backward(residuals, g_NO):
+    x_NI, kernel_IO = residuals
+    if kernel_IO.shape[0] > kernel_IO.shape[1]:  # the barrier keeps XLA from turning the product round again
+        dkernel_IO = jax.lax.optimization_barrier(g_NO.T @ x_NI).T
+    else:
+        dkernel_IO = x_NI.T @ g_NO
+    return g_NO @ kernel_IO.T, dkernel_IO
+
+
+dense.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _dense_backward)
+
+
+class Linear(nnx.Linear):
+    """Without bias, on flattened tokens."""
+
+    def __call__(self, x_NI):
+        return dense(x_NI, self.kernel[...].astype(x_NI.dtype))
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Without bias."""
+
+    def __call__(self, x):
+        return layer_norm(x, self.scale[...].astype(x.dtype))
+
+
 def when(probe, observe, *observed):
     """`observe(*observed)` where `probe` holds, else zeros of its shapes. Never part of the gradient.
 
@@ -57,7 +121,7 @@ class Attention(nnx.Module):
         # One product for q, k and v: three narrow ones cost more on every backend.
         kernel = jnp.concatenate([w.kernel[...] for w in (self.query, self.key, self.value)], axis=1)
         heads = (batch, -1, 3, self.config.n_heads, self.config.d_head)
-        q, k, v = (x_ND @ kernel.astype(x_ND.dtype)).reshape(heads).transpose(2, 0, 3, 1, 4)
+        q, k, v = dense(x_ND, kernel.astype(x_ND.dtype)).reshape(heads).transpose(2, 0, 3, 1, 4)
         if self.config.qk_norm == "per_head":
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = rope(q), rope(k)
@@ -105,8 +169,8 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.compute_dtype)
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
-        norm = functools.partial(nnx.LayerNorm, use_bias=False, epsilon=LAYER_NORM_EPS, dtype=dtype, rngs=rngs)
+        linear = functools.partial(Linear, use_bias=False, rngs=rngs)
+        norm = functools.partial(LayerNorm, use_bias=False, rngs=rngs)
         embedding_init = nnx.initializers.normal(config.d_model**-0.5)
         self.embed = nnx.Embed(
             config.vocab_size, config.d_model, dtype=dtype, embedding_init=embedding_init, rngs=rngs

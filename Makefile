@@ -1,0 +1,22 @@
+# make reproduce   re-train and redraw the paper      (SCALE=laptop, ONLY="01" narrows, WORKERS=2)
+# make test        unit tests, and the smoke notebooks under nbval against an empty store
+SCALE ?= laptop
+ONLY ?=
+WORKERS ?=
+PYTHON ?= python3
+
+.PHONY: reproduce test bench
+reproduce: .venv/.ready
+	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
+
+test: .venv/.ready
+	.venv/bin/python -m pytest
+
+bench: .venv/.ready
+	.venv/bin/proxies bench
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
