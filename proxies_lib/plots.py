@@ -40,6 +40,14 @@ def count(n: int) -> str:
     return str(n)
 
 
+def reference(ax, level: float, text: str, x: float):
+    """A dotted reference line with its name at the axes fraction `x`."""
+    ax.axhline(level, color="0.4", ls=":", lw=1)
+    name = ax.annotate(text, (x, level), xycoords=("axes fraction", "data"), xytext=(0, 3), fontsize=8, color="0.4",
+                       textcoords="offset points", ha="left" if x < 0.5 else "right")  # fmt: skip
+    name.set_in_layout(False)
+
+
 def loss_against_lr(ax, curves: pd.DataFrame):
     """Final loss against peak LR, a curve per N: mean over seeds, band from least to largest; × where runs diverged."""
     colors = size_colors(curves["n_params"])
@@ -47,10 +55,8 @@ def loss_against_lr(ax, curves: pd.DataFrame):
         ax.plot(rest["lr"], rest["loss"], "-o", ms=4, color=colors[n], label=f"N = {count(n)}")
         ax.fill_between(rest["lr"], rest["low"], rest["high"], color=colors[n], alpha=0.2, lw=0)
         broken = rest[rest["n_diverged"] > 0]
-        ax.plot(broken["lr"], broken["high"], "x", ms=9, mew=2, color=colors[n], clip_on=False)
-    ax.axhline(curves["init_loss"].mean(), color="0.4", ls=":", lw=1)
-    ax.annotate("ℓ₀, loss at initialization", (curves["lr"].min(), curves["init_loss"].mean()), fontsize=8,
-                color="0.4", xytext=(0, 3), textcoords="offset points")  # fmt: skip
+        ax.plot(broken["lr"], broken["high"], "x", ms=9, mew=2, color=colors[n])
+    reference(ax, curves["init_loss"].mean(), "ℓ₀, loss at initialization", 0.02)
     ax.set(xscale="log", xlabel="peak learning rate", ylabel="final validation loss (nats/token)")
 
 
@@ -60,7 +66,10 @@ def sensitivity_against_n(ax, sensitivity: pd.DataFrame):
         label, color, marker = METHODS[method]
         ax.plot(rest["n_params"], rest["S"], "-", marker=marker, color=color, label=label)
         ax.fill_between(rest["n_params"], rest["lo"], rest["hi"], color=color, alpha=0.2, lw=0)
-    ax.set(xscale="log", yscale="log", xlabel="parameters N (without embedding and head)", ylabel="LR sensitivity S (nats)")
+    ax.set(xscale="log", xlabel="parameters N (without embedding and head)", ylabel="LR sensitivity S (nats)")
+    sizes = sorted(sensitivity["n_params"].unique())
+    ax.set_xticks(sizes, [count(n) for n in sizes], minor=False)
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
 def trajectories(ax, observed: pd.DataFrame, y: str, label: bool = True):
@@ -88,15 +97,17 @@ def figure0(curves: pd.DataFrame, sensitivity: pd.DataFrame, window) -> plt.Figu
 
 def figure1(curves: pd.DataFrame, sensitivities: dict[str, pd.DataFrame]) -> plt.Figure:
     """Fig. 1: LR→loss per N without and with qk-layernorm above, N→S below, a panel per LR window."""
-    fig, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+    fig, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained", sharey="row")
     for ax, method in zip(axes[0], METHODS, strict=True):
         loss_against_lr(ax, curves[curves["qk_norm"] == method])
         ax.set_title(METHODS[method][0])
-    axes[0, 0].sharey(axes[0, 1])
     axes[0, 0].legend()
     for ax, (title, frame) in zip(axes[1], sensitivities.items(), strict=True):
         sensitivity_against_n(ax, frame)
         ax.set_title(title)
+    axes[1, 0].set_ylim(bottom=0)
+    for ax in axes[:, 1]:
+        ax.set_ylabel("")
     axes[1, 0].legend()
     return fig
 
@@ -106,7 +117,7 @@ def figure2(observed: pd.DataFrame) -> plt.Figure:
     return _trajectory_grid(observed, {
         "loss": ("training loss (nats/token)", "linear"),
         "max_attention_logit/0": ("max |attention logit|, layer 0", "log"),
-    }, reference={"max_attention_logit/0": (1e4, "10⁴")})  # fmt: skip
+    }, lines={"max_attention_logit/0": (1e4, "10⁴")})  # fmt: skip
 
 
 def figure_e1(observed: pd.DataFrame) -> plt.Figure:
@@ -115,10 +126,10 @@ def figure_e1(observed: pd.DataFrame) -> plt.Figure:
         "q_norm/0": ("mean ‖q‖, layer 0", "log"),
         "k_norm/0": ("mean ‖k‖, layer 0", "log"),
         "qk_cosine/0": ("mean |cos(q, k)|, layer 0", "linear"),
-    }, reference={})  # fmt: skip
+    }, lines={})  # fmt: skip
 
 
-def _trajectory_grid(observed, quantities: dict, reference: dict) -> plt.Figure:
+def _trajectory_grid(observed, quantities: dict, lines: dict) -> plt.Figure:
     points = sorted(observed["point"].unique())
     fig, axes = plt.subplots(
         len(quantities), len(points), figsize=(10, 2.9 * len(quantities)), layout="constrained",
@@ -132,11 +143,8 @@ def _trajectory_grid(observed, quantities: dict, reference: dict) -> plt.Figure:
             trajectories(ax, mine, name)
             ax.set_yscale(scale)
             ax.set_ylabel(label if not column else "")
-            if name in reference:
-                level, text = reference[name]
-                ax.axhline(level, color="0.4", ls=":", lw=1)
-                ax.annotate(text, (1, level), xycoords=("axes fraction", "data"), fontsize=8, color="0.4",
-                            ha="right", xytext=(0, 3), textcoords="offset points")  # fmt: skip
+            if name in lines:
+                reference(ax, *lines[name], 1.0)
     axes[0, 0].legend()
     return fig
 
