@@ -1,0 +1,20 @@
+"""Every test session has a cache, store and output folders of its own, and one small stdlib-free world."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_world(tmp_path_factory):
+    home = tmp_path_factory.mktemp("world")
+    for kind in ("cache", "store", "figures", "papermill_runs"):
+        os.environ[f"PROXIES_{kind.upper()}"] = str(home / kind)
+    yield home
+
+
+@pytest.fixture
+def smoke():
+    from proxies_lib import config
+
+    return config.scales()["smoke"].base

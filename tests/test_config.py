@@ -1,0 +1,81 @@
+import dataclasses
+
+import pytest
+
+from proxies_lib import config
+from proxies_lib.config import Run, UserError, grid, replace
+
+
+def test_golden_key_guards_every_stored_run():
+    """If this fails, stored runs no longer match: bump SCHEMA on purpose, or undo the change."""
+    run = config.scales()["laptop"].base
+    assert config.key(run, "f" * 24) == "79541f99f16b632a89008cac"
+    assert config.recipe(run) == "8851e308457f115e84d4d7dd"
+
+
+def test_every_field_and_the_fingerprint_change_the_key(smoke):
+    other = {"data": "x", "qk_norm": "none", "compute_dtype": "bfloat16", "decay": "coupled", "d_head": 4}
+    seen = {config.key(smoke, "a"), config.key(smoke, "b")}
+    for name, value in config.flat(smoke).items():
+        scaled = value * 2 if isinstance(value, int) else value * 0.5 if isinstance(value, float) else None
+        seen.add(config.key(replace(smoke, **{name: other.get(name, scaled if value else 1)}), "a"))
+    assert len(seen) == 2 + len(config.FIELDS)
+
+
+def test_floats_that_print_alike_have_one_key(smoke):
+    assert config.key(replace(smoke, lr=0.003), "") == config.key(replace(smoke, lr=0.003000000000000001), "")
+    assert config.key(replace(smoke, weight_decay=0), "") == config.key(replace(smoke, weight_decay=0.0), "")
+
+
+def test_defaults_are_the_papers():
+    run = Run()
+    assert config.flat(run) == {
+        "data": "c4", "d_model": 256, "n_layers": 3, "d_head": 64, "vocab_size": 32101, "seq_len": 512,
+        "qk_norm": "per_head", "compute_dtype": "bfloat16", "batch_size": 256, "log_every": 100, "eval_batches": 20,
+        "steps": 100_000, "warmup_steps": 5_000, "lr": 1e-2, "min_lr": 1e-5, "weight_decay": 1e-4,
+        "decay": "independent", "z_loss": 1e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip_norm": 1.0, "seed": 0,
+    }  # fmt: skip
+    assert run.tokens == 100_000 * 131_072
+
+
+def test_paper_sizes_have_the_papers_n():
+    named = [2.4e6, 9.4e6, 19e6, 42e6, 85e6, 151e6, 302e6, 1.2e9, 4.8e9]
+    for (d, layers), n in zip(config.scales()["paper"].sizes, named, strict=True):
+        assert replace(Run(), d_model=d, n_layers=layers).model.n_params == pytest.approx(n, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("lr", "abc", "type float"), ("lr", float("nan"), "finite"), ("lr", 0.0, "above 0"), ("lr", True, "type float"),
+        ("warmup_steps", 40, "below steps=40"), ("d_head", 6, "must divide d_model=8"), ("steps", 41, "multiple of"),
+        ("qk_norm", "yes", "one of none, per_head"), ("b2", 1.0, "[0, 1)"), ("nosuch", 1, "unknown field"),
+        ("min_lr", 1.0, "at most lr"), ("d_model", 8.5, "type int"), ("seed", -1, "0 or more"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_refused_by_name_value_and_rule(smoke, field, value, words):
+    with pytest.raises(UserError) as error:
+        replace(smoke, **{field: value})
+    assert str(error.value).startswith(f"{field}={value!r}: ") and words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_grid_is_the_product_and_tuples_vary_together(smoke):
+    runs = grid(smoke, {("d_model", "n_layers"): [(8, 1), (16, 2)], "lr": [0.1, 0.2, 0.3]})
+    assert [(r.model.d_model, r.model.n_layers, r.hparams.lr) for r in runs] == [
+        (8, 1, 0.1), (8, 1, 0.2), (8, 1, 0.3), (16, 2, 0.1), (16, 2, 0.2), (16, 2, 0.3),
+    ]  # fmt: skip
+    assert len({r.program for r in runs}) == 2
+
+
+def test_overrides_change_the_label_and_nothing_else_does():
+    assert config.study("smoke").label == "smoke"
+    changed = config.study("smoke", {"steps": 80, "seeds": [7]})
+    assert changed.label == "smoke-custom" and changed.seeds == (7,) and changed.base.hparams.steps == 80
+    with pytest.raises(UserError, match="set lrs instead"):
+        config.study("smoke", {"lr": 0.1})
+
+
+def test_runs_are_immutable(smoke):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        smoke.data = "other"

@@ -1,0 +1,173 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from proxies_lib import config, model, train
+
+CONFIG = config.ModelConfig(
+    d_model=16, n_layers=2, d_head=8, vocab_size=50, seq_len=12, qk_norm="per_head", compute_dtype="float32"
+)
+OFF = config.ModelConfig(**{**CONFIG.__dict__, "qk_norm": "none"})
+
+
+def scrambled(config_, seed=0):
+    """Parameters with every entry away from its initial value, LayerNorm scales included."""
+    params = model.init(config_, jax.random.key(seed))
+    return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+
+
+def reference(c, params, tokens):
+    """The paper's forward pass in NumPy, token by token where it is simplest. Returns logits and taps."""
+    p = jax.tree.map(np.asarray, params)
+
+    def norm(x, scale):
+        m, v = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - m) / np.sqrt(v + 1e-6) * scale
+
+    def rotate(x):  # (T, K) as complex numbers
+        T, K = x.shape
+        z = x[:, : K // 2] + 1j * x[:, K // 2 :]
+        z = z * np.exp(1j * np.arange(T)[:, None] * 10_000.0 ** (-np.arange(0, K, 2) / K))
+        return np.concatenate([z.real, z.imag], 1)
+
+    x = p["embed"]["embedding"][tokens].astype(np.float64)
+    taps = {"max_attention_logit": [], "q_norm": [], "block_rms": []}
+    for i in range(c.n_layers):
+        b = p["blocks"][i]
+        a, biggest, lengths = b["attention"], 0.0, []
+        update = np.zeros_like(x)
+        for s in range(len(tokens)):
+            h = norm(x[s], b["attention_norm"]["scale"])
+            heads = []
+            for n in range(c.n_heads):
+                cut = slice(n * c.d_head, (n + 1) * c.d_head)
+                q, k, v = (h @ a[w]["kernel"][:, cut] for w in ("query", "key", "value"))
+                if c.qk_norm == "per_head":
+                    q, k = norm(q, a["query_norm"]["scale"]), norm(k, a["key_norm"]["scale"])
+                q, k = rotate(q), rotate(k)
+                lengths.append(np.linalg.norm(q, axis=-1))
+                out = np.zeros_like(v)
+                for t in range(len(h)):
+                    logits = k[: t + 1] @ q[t] / np.sqrt(c.d_head)
+                    biggest = max(biggest, np.abs(logits).max())
+                    w = np.exp(logits - logits.max())
+                    out[t] = (w / w.sum()) @ v[: t + 1]
+                heads.append(out)
+            update[s] = np.concatenate(heads, -1) @ a["out"]["kernel"]
+        x = x + update
+        h = norm(x, b["mlp_norm"]["scale"]) @ b["mlp_in"]["kernel"]
+        gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        x = x + gelu @ b["mlp_out"]["kernel"]
+        taps["max_attention_logit"].append(biggest)
+        taps["q_norm"].append(np.mean(lengths))
+        taps["block_rms"].append(np.sqrt(np.mean(x**2)))
+    logits = norm(x, p["final_norm"]["scale"]) @ p["head"]["kernel"]
+    return logits, taps | {"mean_output_logit": logits.mean(), "max_output_logit": logits.max()}
+
+
+@pytest.mark.parametrize("c", [CONFIG, OFF], ids=["qk-layernorm", "none"])
+def test_forward_pass_and_taps_agree_with_numpy(c):
+    tokens = np.random.default_rng(0).integers(c.vocab_size, size=(3, c.seq_len))
+    params = scrambled(c)
+    logits, taps = jax.jit(lambda p, t: model.apply(c, p, t))(params, tokens)
+    expected, expected_taps = reference(c, params, tokens)
+    np.testing.assert_allclose(logits.reshape(expected.shape), expected, rtol=2e-4, atol=2e-4)
+    for name, value in expected_taps.items():
+        np.testing.assert_allclose(taps[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_cosine_tap_is_that_of_the_last_query():
+    tokens = np.random.default_rng(1).integers(OFF.vocab_size, size=(2, 1))
+    _, taps = model.apply(OFF, scrambled(OFF), np.repeat(tokens, 2, axis=1)[:, :1])
+    logit = taps["max_attention_logit"] * np.sqrt(OFF.d_head)  # one key, two heads: |logit| is bounded by the norms
+    assert np.all(taps["qk_cosine"] <= 1.0 + 1e-5) and np.all(taps["qk_cosine"] > 0)
+    assert np.all(logit <= OFF.n_heads * taps["q_norm"] * taps["k_norm"] * OFF.n_heads + 1e-5)
+
+
+def test_a_probe_that_is_off_changes_no_logit_and_reports_zeros():
+    tokens = np.zeros((1, 4), int)
+    params = scrambled(CONFIG)
+    on, _ = model.apply(CONFIG, params, tokens, True)
+    off, taps = jax.jit(lambda probe: model.apply(CONFIG, params, tokens, probe))(False)
+    np.testing.assert_allclose(on, off, rtol=1e-5, atol=1e-5)
+    assert all(np.all(np.asarray(v) == 0) for v in taps.values())
+
+
+@pytest.mark.parametrize("c", [CONFIG, OFF], ids=["qk-layernorm", "none"])
+def test_parameter_count_is_the_papers_formula(c):
+    params = model.init(c, jax.random.key(0))
+    norms = (2 * c.n_layers + 1) * c.d_model + (2 * c.n_layers * c.d_head if c.qk_norm == "per_head" else 0)
+    expected = 12 * c.n_layers * c.d_model**2 + 2 * c.vocab_size * c.d_model + norms
+    assert sum(p.size for p in jax.tree.leaves(params)) == expected
+
+
+def test_no_logit_depends_on_a_later_token():
+    tokens = np.random.default_rng(2).integers(CONFIG.vocab_size, size=(1, CONFIG.seq_len))
+    params = scrambled(CONFIG)
+    before, _ = model.apply(CONFIG, params, tokens)
+    for t in range(1, CONFIG.seq_len):
+        changed = tokens.copy()
+        changed[0, t] = (changed[0, t] + 1) % CONFIG.vocab_size
+        after, _ = model.apply(CONFIG, params, changed)
+        np.testing.assert_array_equal(before[:t], after[:t])
+        assert np.abs(before[t:] - after[t:]).max() > 1e-3
+
+
+def test_initial_weights_have_the_papers_distributions():
+    c = config.ModelConfig(128, 2, 16, 512, 32, "per_head", "float32")
+    p = model.init(c, jax.random.key(0))
+    assert np.std(p["embed"]["embedding"]) == pytest.approx(128**-0.5, rel=0.02)
+    a = p["blocks"][0]["attention"]
+    for w, fan_in in ((a["query"], 128), (a["out"], 128), (p["blocks"][1]["mlp_in"], 128),
+                      (p["blocks"][0]["mlp_out"], 512), (p["head"], 128)):  # fmt: skip
+        kernel = np.asarray(w["kernel"])
+        assert kernel.shape[0] == fan_in and kernel.std() == pytest.approx(fan_in**-0.5, rel=0.03)
+        assert np.abs(kernel).max() <= 2.0 / 0.8796 * fan_in**-0.5 * 1.001  # truncated at two standard deviations
+    assert np.all(p["final_norm"]["scale"] == 1) and np.all(a["query_norm"]["scale"] == 1)
+    assert a["query_norm"]["scale"].shape == (16,)
+
+
+def test_loss_at_initialization_is_ln_v_plus_a_half():
+    c = config.ModelConfig(128, 2, 16, 4096, 64, "per_head", "float32")
+    tokens = np.random.default_rng(0).integers(c.vocab_size, size=(1, 4, 65), dtype=np.int32)
+    loss = jax.jit(lambda t: train.evaluate(c, model.init(c, jax.random.key(1)), t))(tokens)
+    assert float(loss) == pytest.approx(np.log(4096) + 0.5, abs=0.1)
+
+
+def test_layer_norm_gradient_is_appendix_c_and_autodiff():
+    x, scale, g = (np.random.default_rng(i).standard_normal(s) for i, s in enumerate([(7, 12), (12,), (7, 12)]))
+
+    def plain(x, scale):
+        centered = x - x.mean(-1, keepdims=True)
+        return centered / jnp.sqrt(jnp.mean(centered**2, -1, keepdims=True) + 1e-6) * scale
+
+    value, pull = jax.vjp(model.layer_norm, *map(jnp.float32, (x, scale)))
+    expected, pull_plain = jax.vjp(plain, *map(jnp.float32, (x, scale)))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(pull(jnp.float32(g)), pull_plain(jnp.float32(g)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    # Appendix C, for the normalization alone (inputs of mean zero): m^(-1/2) [α⊙∇z − x ⟨∇z, α⊙x⟩/(n·m)]
+    centered = x - x.mean(-1, keepdims=True)
+    m, n = (centered**2).mean(-1, keepdims=True) + 1e-6, x.shape[-1]
+    inner = (g * scale * centered).sum(-1, keepdims=True)
+    gradient = (g * scale - centered * inner / (n * m)) / np.sqrt(m)
+    gradient -= gradient.mean(-1, keepdims=True)  # the mean's own derivative
+    np.testing.assert_allclose(pull(jnp.float32(g))[0], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 24), (24, 6), (8, 8)])
+def test_dense_gradients_equal_autodiff(shape):
+    x, g = (np.random.default_rng(i).standard_normal((10, n)).astype(np.float32) for i, n in enumerate(shape))
+    w = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
+    for mine, theirs in zip(jax.vjp(model.dense, x, w)[1](g), jax.vjp(jnp.matmul, x, w)[1](g), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_logits():
+    c = config.ModelConfig(**{**CONFIG.__dict__, "compute_dtype": "bfloat16"})
+    params, tokens = scrambled(CONFIG), np.zeros((2, 12), int)
+    low, _ = model.apply(c, params, tokens)
+    full, _ = model.apply(CONFIG, params, tokens)
+    assert low.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert 1e-4 < np.abs(low - full).max() < 0.2

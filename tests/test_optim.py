@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from proxies_lib import config, optim
+
+
+def hyper(**changes):
+    return {k: jnp.float32(v) for k, v in optim.inputs(config.replace(config.Run(), **changes).hparams).items()}
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 30])
+def test_schedule_is_linear_warmup_then_cosine_to_the_absolute_floor(warmup):
+    run = config.replace(config.scales()["laptop"].base, steps=200, warmup_steps=warmup, lr=0.3)
+    h = {k: jnp.float32(v) for k, v in optim.inputs(run.hparams).items()}
+    theirs = optax.warmup_cosine_decay_schedule(0.0, 0.3, warmup, 200, end_value=1e-5)
+    for step in (0, 1, 15, 29, 30, 31, 100, 199, 200, 250):
+        assert float(0.3 * optim.schedule(step, h)) == pytest.approx(float(theirs(step)), rel=1e-4, abs=1e-8), step
+
+
+def descend_n(h, params, grads_of, n):
+    state = optim.adam(h).init(params)
+    for step in range(n):
+        delta, state = optim.adam(h).update(grads_of(step), state)
+        params = optim.descend(params, delta, step, h)
+    return params
+
+
+def grads_of(step):
+    return {"w": jnp.sin(jnp.arange(6.0) + step).reshape(2, 3), "scale": jnp.cos(jnp.arange(3.0) * (step + 1))}
+
+
+PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "scale": jnp.ones(3)}
+
+
+def test_coupled_decay_is_optax_adamw():
+    h = hyper(decay="coupled", weight_decay=0.1, lr=0.01, steps=1000, warmup_steps=10, log_every=1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.01, 10, 1000, end_value=1e-5)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.95, 1e-8, weight_decay=0.1))
+    theirs, state = PARAMS, tx.init(PARAMS)
+    for step in range(20):
+        updates, state = tx.update(grads_of(step), state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    mine = descend_n(h, PARAMS, grads_of, 20)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), mine, theirs)
+
+
+def test_independent_decay_does_not_see_the_learning_rate():
+    """With no gradient, θ shrinks by Π(1 − s_t·λ) whatever the LR, on every tensor."""
+    zero = lambda step: jax.tree.map(jnp.zeros_like, PARAMS)  # noqa: E731
+    for lr in (0.01, 0.3):
+        h = hyper(decay="independent", weight_decay=1e-2, lr=lr, min_lr=0.0, steps=1000, warmup_steps=10, log_every=1)
+        expected = np.prod([1 - 1e-2 * float(optim.schedule(t, h)) for t in range(30)])
+        shrunk = descend_n(h, PARAMS, zero, 30)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * expected, rtol=1e-5), shrunk, PARAMS)
+
+
+def test_first_update_is_the_sign_of_the_gradient():
+    """Bias correction: at step 0 Δ = g/(|g| + ε), after a clip that keeps the sign."""
+    h = hyper()
+    delta, _ = optim.adam(h).update(grads_of(1), optim.adam(h).init(PARAMS))
+    np.testing.assert_allclose(delta["w"], np.sign(grads_of(1)["w"]), rtol=1e-4)
+
+
+def test_clipping_bounds_the_gradient_that_adam_sees():
+    h = hyper(clip_norm=0.5, eps=1.0)
+    big = jax.tree.map(lambda g: 1e3 * g, grads_of(1))
+    delta, _ = optim.adam(h).update(big, optim.adam(h).init(PARAMS))
+    clipped = jax.tree.map(lambda g: g * 0.5 / optax.global_norm(big), big)
+    jax.tree.map(lambda d, g: np.testing.assert_allclose(d, g / (np.abs(g) + 1.0), rtol=1e-4), delta, clipped)
