@@ -20,7 +20,7 @@ def with_loss(runs: pd.DataFrame) -> pd.DataFrame:
 def bootstrap(values) -> tuple[float, float, float]:
     """Mean and 95 % percentile-bootstrap interval over seeds; every resample where few, else a fixed draw of them.
 
-    One value has no interval (nan). With n = 3 the interval is close to the range of the values: read it so.
+    One value has no interval (nan). With n ≤ 3 the interval is the range of the values.
     """
     values = np.asarray(values, float)
     n = len(values)
@@ -30,7 +30,8 @@ def bootstrap(values) -> tuple[float, float, float]:
         picks = np.array(list(itertools.product(range(n), repeat=n)))
     else:
         picks = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-    lo, hi = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    means = values[picks].mean(axis=1)
+    lo, hi = np.percentile(means, 2.5, method="lower"), np.percentile(means, 97.5, method="higher")
     return float(values.mean()), float(lo), float(hi)
 
 

@@ -247,7 +247,7 @@ def prepare(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     say(f"{target.name}: fingerprint {manifest['fingerprint']}, vocabulary {manifest['vocab_size']}")
-    return Dataset(target.name, manifest["vocab_size"], manifest["fingerprint"], str(target))
+    return Dataset(name or source, manifest["vocab_size"], manifest["fingerprint"], str(target))
 
 
 def _write(scratch, source, documents, tokenizer, vocab_size, say) -> dict:

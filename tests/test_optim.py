@@ -68,5 +68,5 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
     h = hyper(clip_norm=0.5, eps=1.0)
     big = jax.tree.map(lambda g: 1e3 * g, grads_of(1))
     delta, _ = optim.adam(h).update(big, optim.adam(h).init(PARAMS))
-    clipped = jax.tree.map(lambda g: g * 0.5 / optax.global_norm(big), big)
+    clipped = jax.tree.map(lambda g: g * 0.5 / optax.tree.norm(big), big)
     jax.tree.map(lambda d, g: np.testing.assert_allclose(d, g / (np.abs(g) + 1.0), rtol=1e-4), delta, clipped)

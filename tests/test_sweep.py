@@ -1,0 +1,106 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from proxies_lib import config, store, sweep
+from proxies_lib.config import UserError, grid, replace
+
+LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+
+@pytest.fixture
+def runs(smoke):
+    return grid(smoke, {"d_model": (8, 16), "lr": LRS[:3], "seed": (0, 1)})
+
+
+def test_the_plan_counts_equal_runs_once_and_says_what_and_why(tmp_path, runs):
+    text = sweep.plan(runs + runs[:5], tmp_path).describe(2)
+    assert "17 runs requested, 12 distinct, 0 stored, 12 to train" in text
+    assert "2 program(s) to compile" in text and "about" in text and "N 768" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_partition_the_plan_without_talking(tmp_path, runs):
+    parts = [sweep.plan(runs, tmp_path, shard=(i, 3)).found for i in (1, 2, 3)]
+    assert sorted(f.key for part in parts for f in part) == sorted(f.key for f in sweep.plan(runs, tmp_path).found)
+
+
+def test_a_sweep_trains_what_is_missing_and_only_that(tmp_path, runs, capfd):
+    sweep.run(sweep.plan(runs, tmp_path), workers=2, engine="processes")
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}
+    assert len(times) == 12 and "12/12 runs" in capfd.readouterr().out
+    victim = next(iter(times))
+    victim.write_bytes(b"damaged")
+    again = sweep.plan(runs, tmp_path)
+    assert len(again.missing) == 1
+    sweep.run(again, workers=2, engine="processes")
+    assert [p for p, t in times.items() if p.stat().st_mtime_ns != t] == [victim]
+    table, _ = store.table(list(sweep.plan(runs, tmp_path).found), tmp_path)
+    provenance = {"device", "python", "jax", "flax", "optax", "numpy", "commit", "fingerprint"}
+    assert provenance <= set(table.columns) and table[list(provenance)].notna().all().all()
+
+
+def test_workers_and_lanes_agree_and_workers_do_not_change_bits(tmp_path, runs):
+    tables = {}
+    for name, options in {"one": {"workers": 1}, "two": {"workers": 2}}.items():
+        sweep.run(sweep.plan(runs[:4], tmp_path / name), engine="processes", **options)
+        tables[name], _ = store.table(list(sweep.plan(runs[:4], tmp_path / name).found), tmp_path / name)
+    sweep.run(sweep.plan(runs[:4], tmp_path / "lanes"), engine="lanes")
+    tables["lanes"], _ = store.table(list(sweep.plan(runs[:4], tmp_path / "lanes").found), tmp_path / "lanes")
+    assert tables["one"]["final_loss"].tolist() == tables["two"]["final_loss"].tolist()
+    assert tables["lanes"]["final_loss"].tolist() == pytest.approx(tables["one"]["final_loss"].tolist(), rel=1e-3)
+
+
+KILLED = """
+import sys
+from proxies_lib import config, sweep
+base = config.replace(config.scales()["smoke"].base, steps=400)
+runs = config.grid(base, {"lr": %r, "seed": (0, 1, 2)})
+sweep.run(sweep.plan(runs, sys.argv[1]), workers=2, engine="processes")
+"""
+
+
+def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
+    """After kill -9 the same command keeps finished runs, and the table equals that of a sweep never killed."""
+    command = [sys.executable, "-c", KILLED % (LRS,), str(tmp_path / "killed")]
+    sweeper = subprocess.Popen(command, cwd=config.root(), stdout=subprocess.DEVNULL)
+    while len(list((tmp_path / "killed").rglob("*.npz"))) < 3:
+        assert sweeper.poll() is None, "the sweep ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(sweeper.pid, signal.SIGKILL)
+    sweeper.wait()
+    deadline = time.monotonic() + 10
+    while workers_of(tmp_path / "killed") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers_of(tmp_path / "killed"), "workers outlive their parent"
+    finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.npz")}
+    assert 3 <= len(finished) < 18
+    subprocess.run(command, cwd=config.root(), check=True, stdout=subprocess.DEVNULL)
+    assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
+    subprocess.run([*command[:3], str(tmp_path / "whole")], cwd=config.root(), check=True, stdout=subprocess.DEVNULL)
+    runs = grid(replace(smoke, steps=400), {"lr": LRS, "seed": (0, 1, 2)})
+    tables = []
+    for folder in (tmp_path / "killed", tmp_path / "whole"):
+        table, curves = store.table(list(sweep.plan(runs, folder).found), folder)
+        tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
+    assert tables[0] == tables[1]
+
+
+def workers_of(folder) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+    return [line for line in listed if "proxies_lib.worker" in line and str(folder) in line]
+
+
+def test_a_worker_that_dies_is_one_clear_line(tmp_path, runs, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--no_such_xla_flag=1")
+    with pytest.raises(UserError, match="finished runs are kept"):
+        sweep.run(sweep.plan(runs[:1], tmp_path), workers=1, engine="processes")
+
+
+def test_reading_never_trains(smoke):
+    with pytest.raises(UserError, match="are not stored; train them first"):
+        sweep.collect([replace(smoke, seed=12345)], config.study("smoke"))
