@@ -276,7 +276,7 @@ def scales() -> dict[str, Study]:
             ((8, 1), (16, 1)), (1e-2, 1e-1, 1.0), (0, 1), (1e-2, 1e-1, 1.0), ((8, 1, 1.0), (16, 1, 1e-1)),
         ),
         "laptop": Study(
-            "laptop", _base("stdlib", 16, 1024, 64, "float32", 16, 10, 20, 400, 20),
+            "laptop", _base("stdlib", 16, 1024, 64, "float32", 16, 10, 20, 320, 16),
             ((16, 2), (32, 2), (64, 3)), half_decades, (0, 1, 2), half_decades[1:], ((16, 2, 1.0), (64, 3, 3e-1)),
         ),
         "gpu": Study(

@@ -10,6 +10,7 @@ import functools
 import glob
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -181,25 +182,27 @@ def held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < HELD_OUT * 2**32
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, target: pathlib.Path):
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     """A SentencePiece BPE vocabulary (pad 0, eos 1, bos 2, unk 3) that keeps line breaks and indentation.
 
     BPE on one thread: its counts are integers, so the same text gives the same vocabulary everywhere.
     """
     import sentencepiece
 
+    model = io.BytesIO()  # a file's name would become part of the model, and of its checksum
+
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     stride = max(1, len(lines) // 100_000)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines[::stride]), model_prefix=str(target.with_suffix("")), vocab_size=vocab_size,
+            sentence_iterator=iter(lines[::stride]), model_writer=model, vocab_size=vocab_size,
             model_type="bpe", pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=["\n"],
             normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
             add_dummy_prefix=False, character_coverage=0.9995, num_threads=1, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
         refuse("vocab_size", vocab_size, f"SentencePiece cannot train on this text ({str(error).split('] ')[-1]})")
-    target.with_suffix(".vocab").unlink(missing_ok=True)
+    return model.getvalue()
 
 
 def prepare(
@@ -258,7 +261,7 @@ def _write(scratch, source, documents, tokenizer, vocab_size, say) -> dict:
         shutil.copy(tokenizer, spm)
     else:
         say(f"{source}: training a SentencePiece vocabulary of {vocab_size} pieces")
-        train_tokenizer((text for _, text in documents["train"]()), vocab_size, spm)
+        spm.write_bytes(train_tokenizer((text for _, text in documents["train"]()), vocab_size))
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
     except RuntimeError:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def read(folder: pathlib.Path, run_key: str) -> tuple[dict, dict[str, np.ndarray
             curves = {name.replace("|", "/"): file[name] for name in file.files if name != "meta"}
     except FileNotFoundError:
         return None
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
+    except (ValueError, OSError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
     return (meta, curves) if meta.get("key") == run_key else None
 
@@ -134,6 +135,10 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
     return runs, pd.concat(curves, ignore_index=True)
 
 
+def floats(frame: pd.DataFrame) -> list[str]:
+    return [name for name in frame.columns if frame[name].dtype.kind == "f"]
+
+
 def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path):
     """Write tables as `runs.parquet` and `curves.parquet`; runs of other recipes already there are kept."""
     target.mkdir(parents=True, exist_ok=True)
@@ -144,5 +149,5 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path):
     runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)
     for name, frame in (("curves", curves), ("runs", runs)):
         scratch = target / f".{name}.parquet.tmp"
-        frame.to_parquet(scratch, compression="zstd", index=False)
+        frame.to_parquet(scratch, compression="zstd", index=False, use_dictionary=["key"], use_byte_stream_split=floats(frame))
         os.replace(scratch, target / f"{name}.parquet")
