@@ -37,6 +37,8 @@ publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
 
 # %% tags=["setup"]
+from IPython.display import Markdown
+
 from proxies_lib import analysis, claims, plots, sweep
 from proxies_lib.config import grid, study
 
@@ -75,7 +77,7 @@ plots.save(figure, "fig00_method", {"loss": loss, "sensitivity": sensitivity}, t
 # the window with the optimum.
 
 # %%
-plots.pd.DataFrame([sweep.config.protocol_row(s) for s in sweep.config.scales().values()]).set_index("scale").T
+Markdown(analysis.markdown(analysis.protocol_table().reset_index(names="")))
 
 # %% [markdown]
 # ## Scoreboard
@@ -84,4 +86,4 @@ plots.pd.DataFrame([sweep.config.protocol_row(s) for s in sweep.config.scales().
 # of a threshold fixed in the code before the runs.
 
 # %%
-claims.short(claims.scoreboard(this.label)).style.hide()
+Markdown(claims.markdown(claims.scoreboard(this.label)))

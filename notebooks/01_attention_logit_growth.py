@@ -29,6 +29,8 @@ publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
 
 # %% tags=["setup"]
+from IPython.display import Markdown
+
 from proxies_lib import analysis, claims, plots, sweep
 from proxies_lib.config import PAPER_WINDOW, QK_NORMS, grid, study
 
@@ -84,7 +86,7 @@ for window, frame in sensitivity.items():
 
 # %%
 failing = analysis.diverging_lr(table, by)
-failing.pivot_table(index=by, columns="seed", values="diverging_lr", dropna=False).round(3)
+failing.pivot(index=by, columns="seed", values="diverging_lr").round(3)
 
 # %% [markdown]
 # ## Figure 2 · loss and attention logits during training
@@ -95,8 +97,9 @@ failing.pivot_table(index=by, columns="seed", values="diverging_lr", dropna=Fals
 # %%
 points = analysis.at(table, this.figure2)
 observed = analysis.curves_of(points, curves).merge(points[["key", "point"]], on="key")
+columns = ["key", "seed", "qk_norm", "n_params", "lr", "step"]
 figure = plots.figure2(observed)
-plots.save(figure, "fig02_logit_growth", {"trajectories": observed[["key", "seed", "qk_norm", "n_params", "lr", "step", "loss", "max_attention_logit/0"]]}, points, this)
+plots.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, "loss", "max_attention_logit/0"]]}, points, this)
 
 # %% [markdown]
 # ## Figure E.1 · norms or alignment?
@@ -106,7 +109,7 @@ plots.save(figure, "fig02_logit_growth", {"trajectories": observed[["key", "seed
 
 # %%
 figure = plots.figure_e1(observed)
-plots.save(figure, "figE01_qk_norms", {"trajectories": observed[["key", "seed", "qk_norm", "n_params", "lr", "step", "q_norm/0", "k_norm/0", "qk_cosine/0"]]}, points, this)
+plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, "q_norm/0", "k_norm/0", "qk_cosine/0"]]}, points, this)
 
 # %% [markdown]
 # ## Verdicts
@@ -116,7 +119,7 @@ plots.save(figure, "figE01_qk_norms", {"trajectories": observed[["key", "seed", 
 
 # %%
 verdicts = claims.publish(claims.attention_logit_growth(table, curves, this), "01", this)
-claims.short(verdicts).style.hide()
+Markdown(claims.markdown(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -5,10 +5,35 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from proxies_lib import config
 from proxies_lib.config import UserError
 
 FAILURE = 0.1  # a run fails when it loses this share of what the best LR learns
 RESAMPLES = 4000
+
+
+def protocol_table() -> pd.DataFrame:
+    """The protocol of every scale side by side, as `config.scales` fixes it."""
+    columns = {}
+    for s in config.scales().values():
+        b, m = s.base, s.base.model
+        columns[s.scale] = {
+            "data": f"{b.data}, vocabulary {m.vocab_size}",
+            "width × layers": ", ".join(f"{d}×{n}" for d, n in s.sizes),
+            "batch × length": f"{b.train.batch_size} × {m.seq_len}",
+            "steps (warm-up)": f"{b.hparams.steps} ({b.hparams.warmup_steps})",
+            "seeds": str(len(s.seeds)),
+            "learning rates": ", ".join(f"{lr:g}" for lr in s.lrs),
+            "window of S": f"{s.window[0]:g} – {s.window[-1]:g}",
+            "compute": m.compute_dtype,
+        }
+    return pd.DataFrame(columns)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A frame as a Markdown table, without its index."""
+    body = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *body])
 
 
 def with_loss(runs: pd.DataFrame) -> pd.DataFrame:

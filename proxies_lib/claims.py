@@ -164,6 +164,4 @@ def short(rows: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(rows: pd.DataFrame) -> str:
     """The short scoreboard as a Markdown table."""
-    table = short(rows)
-    body = [[str(v).replace("|", "\\|") for v in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(r) + " |" for r in [list(table.columns), ["---"] * len(table.columns), *body])
+    return analysis.markdown(short(rows))

@@ -131,7 +131,7 @@ def _plan(options):
     from proxies_lib import sweep
 
     _, _, _, runs, shard = _gather(options)
-    print(sweep.plan(runs, shard=shard).describe(sweep.cores()))
+    print(sweep.plan(runs, prepare=False, shard=shard).describe(sweep.cores()))
 
 
 def _run(options):

@@ -292,22 +292,6 @@ def scales() -> dict[str, Study]:
     }  # fmt: skip
 
 
-def protocol_row(s: Study) -> dict:
-    """What a reader wants to know of a scale, as one row of a table."""
-    b, m = s.base, s.base.model
-    return {
-        "scale": s.scale,
-        "data": f"{b.data}, vocabulary {m.vocab_size}",
-        "sizes (width × layers)": ", ".join(f"{d}×{n}" for d, n in s.sizes),
-        "batch × length": f"{b.train.batch_size} × {m.seq_len}",
-        "steps (warm-up)": f"{b.hparams.steps} ({b.hparams.warmup_steps})",
-        "seeds": len(s.seeds),
-        "learning rates": ", ".join(f"{lr:g}" for lr in s.lrs),
-        "window of S": f"{s.window[0]:g} – {s.window[-1]:g}",
-        "compute": m.compute_dtype,
-    }
-
-
 SWEPT = {"lr": "lrs", "seed": "seeds", "d_model": "sizes", "n_layers": "sizes"}
 
 

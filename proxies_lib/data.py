@@ -157,10 +157,10 @@ def c4_documents(prefix: str, split: str, shards: int | None = None) -> Iterator
     """(url, text) of C4's own json.gz shards, `c4-<split>.NNNNN-of-MMMMM.json.gz`, from a folder or URL prefix."""
     import fsspec
 
-    fs, base = fsspec.core.url_to_fs(prefix)
     try:
+        fs, base = fsspec.core.url_to_fs(prefix)
         paths = sorted(fs.glob(f"{base.rstrip('/')}/c4-{split}.*.json.gz"))[:shards]
-    except OSError as error:
+    except (OSError, ValueError, ImportError) as error:
         refuse("path", prefix, f"cannot be listed ({error})")
     if not paths:
         refuse("path", prefix, f"holds no c4-{split}.NNNNN-of-MMMMM.json.gz")

@@ -72,9 +72,19 @@ class Plan:
         if self.missing:
             total = sum(self.seconds[f.run.program] for f in self.missing)
             programs = len({f.run.program for f in self.missing})
-            minutes = (total + COMPILE_SECONDS * programs) / max(workers, 1) / 60
-            lines.append(f"  about {minutes:.1f} minutes with {workers} worker(s), {programs} program(s) to compile")
+            seconds = (total + COMPILE_SECONDS * programs) / max(workers, 1)
+            lines.append(
+                f"  about {_duration(seconds)} with {workers} worker(s), {programs} program(s) to compile; seconds a run "
+                f"as measured on stored runs of the program, else FLOPs at {FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s a core"
+            )
         return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for unit, word in ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.1f} {word}"
+    return f"{seconds:.0f} seconds"
 
 
 def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[int, int] = (1, 1), say=print) -> Plan:
@@ -197,7 +207,7 @@ class Progress:
 
     def add(self, weight: float, note: str):
         before, self.done, self.finished = self.done, self.done + 1, self.finished + weight
-        left = (time.monotonic() - self.started) * (self.weight - self.finished) / self.finished
+        left = max(0.0, (time.monotonic() - self.started) * (self.weight - self.finished) / self.finished)
         if self.bar is not None:
             self.bar.set_postfix_str(f"{note}, {left:.0f} s left")
             self.bar.update()

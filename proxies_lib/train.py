@@ -99,7 +99,8 @@ class Trainer:
         """Train runs of this program: one, or up to `lanes`. Returns a result per run.
 
         A result holds `final_loss` and `init_loss` (evaluation, nats per token), `diverged`, `diverged_step` (the
-        first step with a loss that is not finite, or -1), `train_seconds`, and `curves` of (points,) arrays. Losses
+        first step with a loss that is not finite, or -1), `train_seconds`, and `curves` of (points,) arrays: `step` is the
+        last of the point's `log_every` steps, `loss` their mean, `gradient_norm` their largest. Losses
         that are not finite are data: they stop the run, never the sweep.
         """
         if len({r.hparams.steps for r in runs}) > 1 or len(runs) > max(self.lanes, 1):

@@ -159,6 +159,7 @@ def bad_inputs(tmp_path, spm):
         "has no validation documents": ("text", {"path": [str(tmp_path / "empty.txt")], "tokenizer": spm}),
         "cannot be read": ("text", {"path": [str(tmp_path / "cut.txt.gz")]}),
         "is not a C4 json.gz shard": ("c4", {"path": [str(shards)], "tokenizer": spm}),
+        "cannot be listed": ("c4", {"path": ["nosuch://bucket/en"], "tokenizer": spm}),
         "needs --tokenizer": ("c4", {"path": [str(shards)]}),
         "holds no c4-train": ("c4", {"path": [str(tmp_path)], "tokenizer": spm}),
         "source='wiki'": ("wiki", {}),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from proxies_lib import config, store, sweep
@@ -91,7 +92,7 @@ def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
 
 
 def workers_of(folder) -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+    listed = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     return [line for line in listed if "proxies_lib.worker" in line and str(folder) in line]
 
 
