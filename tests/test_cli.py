@@ -71,17 +71,18 @@ def test_plan_trains_and_writes_nothing(capsys):
 
 def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scales_own(tmp_path):
     """Two shards, then the whole: trained once, figures, table and claims under smoke-custom."""
+    figures, runs = config.folder("figures"), config.folder("papermill_runs")
+    before = [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)]
     common = f"run 01 --scale smoke --seeds 5-6 --set steps=20 --store {tmp_path}/store"
     for shard in ("1/2", "2/2"):
         done = call(f"{common} --shard {shard}")
         assert done.returncode == 0 and "12 to train" in done.stdout, done.stdout + done.stderr
     done = call(common)
     assert done.returncode == 0 and "24 stored, 0 to train" in done.stdout, done.stdout + done.stderr
-    figures, runs = config.folder("figures"), config.folder("papermill_runs")
     for name in ("fig01_lr_sensitivity", "fig02_logit_growth", "figE01_qk_norms"):
         for kind in ("png", "svg", "csv"):
             assert (figures / "smoke-custom" / f"{name}.{kind}").stat().st_size > 1000
-    assert not (figures / "smoke").exists() and not (runs / "smoke").exists()
+    assert [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)] == before
     text = (runs / "smoke-custom" / "01_attention_logit_growth.ipynb").read_text()
     assert str(pathlib.Path.home()) not in text and str(tmp_path) not in text and str(config.root()) not in text
     listed = call("claims --scale smoke-custom --json")
