@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -94,6 +95,16 @@ def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
 def workers_of(folder) -> list[str]:
     listed = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     return [line for line in listed if "proxies_lib.worker" in line and str(folder) in line]
+
+
+def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(tmp_path, smoke):
+    with sweep._Worker(0, tmp_path) as worker:
+        worker.process.stdin.write(json.dumps(config.flat(replace(smoke, steps=10_000_000))) + "\n")
+        worker.process.stdin.flush()
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.process.wait(timeout=15)  # long enough to compile and be training
+        worker.process.stdin.close()
+        assert worker.process.wait(timeout=5) == 0 and not list(tmp_path.iterdir())
 
 
 def test_a_worker_that_dies_is_one_clear_line(tmp_path, runs, monkeypatch):

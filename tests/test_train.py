@@ -35,7 +35,7 @@ def test_training_learns_the_structure_and_stays_above_the_entropy_floor():
 def test_same_configuration_same_bits_another_seed_other_bits(trainer, smoke):
     first, again, other = (trainer.train([replace(smoke, seed=s)], SYNTHETIC)[0] for s in (0, 0, 1))
     same(first, again)
-    assert first["final_loss"] != other["final_loss"]
+    assert first["final_loss"] != other["final_loss"] and first["init_loss"] != other["init_loss"]
 
 
 def test_hyperparameters_are_inputs_one_program_serves_them_all(trainer, smoke):
@@ -69,6 +69,7 @@ def test_lanes_do_not_see_their_neighbours(smoke):
     broken = lanes.train([replace(smoke, lr=1e30, z_loss=0.0), others[0], mine], SYNTHETIC)
     same(alone, broken[2])
     assert broken[0]["diverged"] and not broken[1]["diverged"]
+    assert len(broken[0]["curves"]["loss"]) == broken[0]["diverged_step"] // smoke.train.log_every + 1
 
 
 def test_lanes_agree_with_one_run_at_a_time(trainer, smoke):
