@@ -59,7 +59,7 @@ class Plan:
             todo = [f for f in members if not f.layer]
             layers = collections.Counter(f.layer for f in members if f.layer)
             have = ", ".join(f"{n} in {layer}" for layer, n in layers.items())
-            need = f"{len(todo)} to train (1 program, {self.seconds[members[0].run.program]:.1f} s a run)" if todo else ""
+            need = f"{len(todo)} to train (1 program, {_duration(self.seconds[members[0].run.program])} a run)" if todo else ""
             lines.append(
                 f"  d {model.d_model}, {model.n_layers} layers, qk_norm {model.qk_norm}, N {model.n_params:,}: "
                 + "; ".join(part for part in (have, need) if part)
@@ -74,8 +74,8 @@ class Plan:
             programs = len({f.run.program for f in self.missing})
             seconds = (total + COMPILE_SECONDS * programs) / max(workers, 1)
             lines.append(
-                f"  about {_duration(seconds)} with {workers} worker(s), {programs} program(s) to compile; seconds a run "
-                f"as measured on stored runs of the program, else FLOPs at {FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s a core"
+                f"  about {_duration(seconds)} with {workers} worker(s), {programs} program(s) to compile; time a run as "
+                f"measured on stored runs of its program, else its FLOPs at {FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s a core"
             )
         return "\n".join(lines)
 
@@ -84,7 +84,7 @@ def _duration(seconds: float) -> str:
     for unit, word in ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 1.5 * unit:
             return f"{seconds / unit:.1f} {word}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
 
 
 def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[int, int] = (1, 1), say=print) -> Plan:
