@@ -33,7 +33,9 @@ def protocol_table() -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """A frame as a Markdown table, without its index."""
     body = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *body])
+    return "\n".join(
+        "| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *body]
+    )
 
 
 def with_loss(runs: pd.DataFrame) -> pd.DataFrame:
@@ -124,9 +126,7 @@ def excess_loss(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def slopes(per_seed: pd.DataFrame, value: str) -> np.ndarray:
     """Per seed, the least-squares slope of `value` against log10 N."""
-    return np.array(
-        [np.polyfit(np.log10(rest["n_params"]), rest[value], 1)[0] for _, rest in per_seed.groupby("seed")]
-    )
+    return np.array([np.polyfit(np.log10(rest["n_params"]), rest[value], 1)[0] for _, rest in per_seed.groupby("seed")])
 
 
 def curves_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:

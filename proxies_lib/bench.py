@@ -83,7 +83,9 @@ if __name__ == "__main__":
             print(json.dumps(row))
             continue
         if not i:
-            print(f"{row['device']}, one core, jax {row['jax']}, commit {row['commit']}; medians of {row['rounds']} rounds")
+            print(
+                f"{row['device']}, one core, jax {row['jax']}, commit {row['commit']}; medians of {row['rounds']} rounds"
+            )
             print(" d_model  layers   tokens/s   steps/s   GFLOP/s   matmul peak   share   compile")
         print(
             f"{row['d_model']:8}{row['n_layers']:8}{row['tokens_per_second']:11,.0f}{row['steps_per_second']:10.1f}"

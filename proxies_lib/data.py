@@ -239,7 +239,9 @@ def prepare(
         if len(every) > 1 and not kept["validation"]:  # few documents: the last one is held out
             kept = {"train": every[:-1], "validation": every[-1:]}
         documents = {split: functools.partial(iter, kept[split]) for split in SPLITS}
-    target = _stdlib_path(vocab_size) if source == "stdlib" and not name else folder("cache") / "data" / (name or source)
+    target = (
+        _stdlib_path(vocab_size) if source == "stdlib" and not name else folder("cache") / "data" / (name or source)
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

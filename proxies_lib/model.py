@@ -172,9 +172,7 @@ class Transformer(nnx.Module):
         linear = functools.partial(Linear, use_bias=False, rngs=rngs)
         norm = functools.partial(LayerNorm, use_bias=False, rngs=rngs)
         embedding_init = nnx.initializers.normal(config.d_model**-0.5)
-        self.embed = nnx.Embed(
-            config.vocab_size, config.d_model, dtype=dtype, embedding_init=embedding_init, rngs=rngs
-        )
+        self.embed = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, embedding_init=embedding_init, rngs=rngs)
         self.blocks = nnx.List([Block(config, linear, norm) for _ in range(config.n_layers)])
         self.final_norm = norm(config.d_model)
         self.head = linear(config.d_model, config.vocab_size)

@@ -54,7 +54,9 @@ def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
                 progress_bar=False, cwd=str(config.root()),
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
-            raise UserError(f"{path.stem}: cell {error.cell_index} failed ({error.ename}: {error.evalue}); see {scratch.name}") from None
+            raise UserError(
+                f"{path.stem}: cell {error.cell_index} failed ({error.ename}: {error.evalue}); see {scratch.name}"
+            ) from None
     notebook = nbformat.read(scratch, as_version=4)
     _scrub(notebook)
     nbformat.write(notebook, scratch)

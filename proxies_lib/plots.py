@@ -88,7 +88,9 @@ def figure0(curves: pd.DataFrame, sensitivity: pd.DataFrame, window) -> plt.Figu
     loss_against_lr(ax, curves)
     inside = curves[curves["lr"].between(min(window) * 0.99, max(window) * 1.01)]
     best, s = inside["loss"].min(), sensitivity["S"].iloc[0]
-    ax.fill_between(inside["lr"], best, inside["loss"], color="0.6", alpha=0.35, lw=0, label="gap to ℓ* over the window")
+    ax.fill_between(
+        inside["lr"], best, inside["loss"], color="0.6", alpha=0.35, lw=0, label="gap to ℓ* over the window"
+    )
     ax.axhline(best, color="0.2", lw=1, ls="--", label="ℓ*, best loss")
     ax.axhline(best + s, color="#3b6fb6", lw=1, label=f"ℓ* + S, S = {s:.2f} nats")
     ax.legend()
@@ -173,4 +175,3 @@ def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.D
     scratch = target / f".{name}.csv"
     numbers.to_csv(scratch, index=False, float_format="%.7g")
     os.replace(scratch, target / f"{name}.csv")
-

@@ -149,5 +149,7 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path):
     runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)
     for name, frame in (("curves", curves), ("runs", runs)):
         scratch = target / f".{name}.parquet.tmp"
-        frame.to_parquet(scratch, compression="zstd", index=False, use_dictionary=["key"], use_byte_stream_split=floats(frame))
+        frame.to_parquet(
+            scratch, compression="zstd", index=False, use_dictionary=["key"], use_byte_stream_split=floats(frame)
+        )
         os.replace(scratch, target / f"{name}.parquet")

@@ -59,7 +59,11 @@ class Plan:
             todo = [f for f in members if not f.layer]
             layers = collections.Counter(f.layer for f in members if f.layer)
             have = ", ".join(f"{n} in {layer}" for layer, n in layers.items())
-            need = f"{len(todo)} to train (1 program, {_duration(self.seconds[members[0].run.program])} a run)" if todo else ""
+            need = (
+                f"{len(todo)} to train (1 program, {_duration(self.seconds[members[0].run.program])} a run)"
+                if todo
+                else ""
+            )
             lines.append(
                 f"  d {model.d_model}, {model.n_layers} layers, qk_norm {model.qk_norm}, N {model.n_params:,}: "
                 + "; ".join(part for part in (have, need) if part)
@@ -147,7 +151,9 @@ def cores() -> int:
     chosen = os.environ.get("PROXIES_WORKERS")
     if chosen and not (chosen.isdigit() and int(chosen) > 0):
         config.refuse("PROXIES_WORKERS", chosen, "must be a whole number above 0")
-    return int(chosen) if chosen else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        int(chosen) if chosen else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )
 
 
 def platform_of_jax() -> str:
@@ -227,7 +233,9 @@ def use_compilation_cache():
     import jax
 
     cpu = pathlib.Path("/proc/cpuinfo")
-    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
+    flags = (
+        next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
+    )
     where = config.folder("cache") / "xla" / config.digest({"flags": flags, "machine": platform.machine()})[:8]
     jax.config.update("jax_compilation_cache_dir", str(where))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -321,7 +329,9 @@ class _Worker:
         if not reply:
             self.log.seek(0)
             tail = (self.log.read().strip().splitlines() or ["killed"])[-1]
-            raise UserError(f"worker: a training process stopped ({tail}); finished runs are kept, start again to go on")
+            raise UserError(
+                f"worker: a training process stopped ({tail}); finished runs are kept, start again to go on"
+            )
 
     def __enter__(self):
         return self

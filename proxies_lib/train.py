@@ -54,9 +54,7 @@ def step(config: ModelConfig, h: dict, state: dict, tokens_BT: jax.Array, probe)
 def chunk(config: ModelConfig, h: dict, state: dict, tokens_CBT: jax.Array) -> tuple[dict, dict]:
     """C steps in one program. Loss and gradient norm of each step (C,); taps and tensor RMS of the last step only."""
     C = len(tokens_CBT)
-    state, metrics = jax.lax.scan(
-        lambda s, x: step(config, h, s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1)
-    )
+    state, metrics = jax.lax.scan(lambda s, x: step(config, h, s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1))
     last = jax.tree.map(lambda x: x[-1], {name: metrics.pop(name) for name in ("taps", "tensors")})
     return state, metrics | last
 
@@ -128,9 +126,7 @@ class Trainer:
         seconds = (time.perf_counter() - started) / len(runs)
         lanes = range(len(runs))
         pick = (lambda i: [jax.tree.map(lambda x: x[i], p) for p in points]) if self.lanes else (lambda i: points)
-        return [
-            _result(pick(i), float(first[i]), float(last[i]), seconds, self.shape.log_every) for i in lanes
-        ]
+        return [_result(pick(i), float(first[i]), float(last[i]), seconds, self.shape.log_every) for i in lanes]
 
 
 def _result(points: list[dict], first: float, last: float, seconds: float, log_every: int) -> dict:

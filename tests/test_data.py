@@ -15,7 +15,9 @@ quiet = {"say": lambda *_: None}
 
 
 def stories(n, first=0):
-    return [f"Story {i}. " + " ".join(f"word{(i * j) % 97} is here" for j in range(60)) for i in range(first, first + n)]
+    return [
+        f"Story {i}. " + " ".join(f"word{(i * j) % 97} is here" for j in range(60)) for i in range(first, first + n)
+    ]
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ def same(a: dict, b: dict):
 
 
 def test_training_learns_the_structure_and_stays_above_the_entropy_floor():
-    run = replace(config.scales()["smoke"].base, d_model=16, n_layers=1, steps=600, warmup_steps=30, lr=0.03, batch_size=16)
+    run = replace(
+        config.scales()["smoke"].base, d_model=16, n_layers=1, steps=600, warmup_steps=30, lr=0.03, batch_size=16
+    )
     result = Trainer(*run.program).train([run], SYNTHETIC)[0]
     p = data.zipf(64)
     unigram, floor = -np.sum(p * np.log(p)), data.synthetic_entropy(64, run.model.seq_len)
