@@ -3,13 +3,10 @@
 A claim holds when its whole interval lies on the claimed side of a threshold fixed here, before the runs.
 """
 
-import os
-import tempfile
-
 import numpy as np
 import pandas as pd
 
-from proxies_lib import analysis, config
+from proxies_lib import analysis, config, store
 from proxies_lib.config import Study, UserError
 
 HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale"
@@ -133,14 +130,10 @@ def publish(rows: list[dict], section: str, study: Study) -> pd.DataFrame:
     mine = pd.DataFrame(rows).assign(section=section)[COLUMNS]
     if study.publish:
         path = config.folder("papermill_runs") / study.label / "claims.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
         others = [scoreboard(study.label)] if path.exists() else []
         merged = pd.concat([*(o[o["section"] != section] for o in others), mine], ignore_index=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        os.chmod(scratch, 0o644)
-        merged.sort_values("section", kind="stable").to_csv(scratch, index=False, float_format="%.6g")
-        os.replace(scratch, path)
+        text = merged.sort_values("section", kind="stable").to_csv(index=False, float_format="%.6g")
+        store.write_atomically(path, text.encode())
     return mine
 
 

@@ -4,15 +4,15 @@ A plot draws all it is given: a diverged run sits, marked, on the ℓ0 line. One
 """
 
 import importlib.metadata
+import io
 import json
-import os
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from proxies_lib import config, sweep
+from proxies_lib import config, store, sweep
 from proxies_lib.config import Study
 
 METHODS = {  # label, color, marker
@@ -160,18 +160,14 @@ def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.D
     if not study.publish:
         return
     target = config.folder("figures") / study.label
-    target.mkdir(parents=True, exist_ok=True)
     seen = {k: sorted(map(str, runs[k].unique())) for k in ("fingerprint", "device", "python", "jax", "flax", "commit")}
     about = {"scale": study.scale, "overrides": dict(study.overrides), "runs": len(runs), **seen,
              "drawn_at_commit": sweep._commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip
     text = json.dumps(about, sort_keys=True)
     for kind, metadata in (("png", {"Description": text}), ("svg", {"Description": text, "Date": None})):
-        scratch = target / f".{name}.{kind}"
-        with matplotlib.rc_context({"svg.fonttype": "path"}):
-            fig.savefig(scratch, format=kind, metadata=metadata)
-        os.replace(scratch, target / f"{name}.{kind}")
+        picture = io.BytesIO()
+        fig.savefig(picture, format=kind, metadata=metadata)
+        store.write_atomically(target / f"{name}.{kind}", picture.getvalue())
     numbers = pd.concat([frame.assign(panel=panel) for panel, frame in frames.items()], ignore_index=True)
     numbers = numbers[["panel", *(c for c in numbers.columns if c != "panel")]]
-    scratch = target / f".{name}.csv"
-    numbers.to_csv(scratch, index=False, float_format="%.7g")
-    os.replace(scratch, target / f"{name}.csv")
+    store.write_atomically(target / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode())

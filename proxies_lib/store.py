@@ -25,16 +25,25 @@ RESULTS = ("final_loss", "init_loss", "diverged", "diverged_step", "train_second
 def write(folder: pathlib.Path, meta: dict, curves: dict[str, np.ndarray]) -> pathlib.Path:
     """Write one record atomically; an equal key is replaced."""
     path = _path(folder, meta["key"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **{k.replace("/", "|"): v for k, v in curves.items()})
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
-        file.write(buffer.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    write_atomically(path, buffer.getvalue())
     return path
+
+
+def write_atomically(path: pathlib.Path, content: bytes):
+    """Write a file so that readers see the old one or the new one, never a part; also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    finally:
+        pathlib.Path(scratch).unlink(missing_ok=True)
 
 
 def read(folder: pathlib.Path, run_key: str) -> tuple[dict, dict[str, np.ndarray]] | None:
@@ -135,21 +144,16 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
     return runs, pd.concat(curves, ignore_index=True)
 
 
-def floats(frame: pd.DataFrame) -> list[str]:
-    return [name for name in frame.columns if frame[name].dtype.kind == "f"]
-
-
 def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path):
     """Write tables as `runs.parquet` and `curves.parquet`; runs of other recipes already there are kept."""
-    target.mkdir(parents=True, exist_ok=True)
     if (below := exported(target)) is not None:
         kept = below[0][~below[0]["recipe"].isin(runs["recipe"])]
         runs = pd.concat([kept, runs], ignore_index=True)
         curves = pd.concat([below[1][below[1]["key"].isin(kept["key"])], curves], ignore_index=True)
     runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)
     for name, frame in (("curves", curves), ("runs", runs)):
-        scratch = target / f".{name}.parquet.tmp"
-        frame.to_parquet(
-            scratch, compression="zstd", index=False, use_dictionary=["key"], use_byte_stream_split=floats(frame)
+        floats = [column for column in frame.columns if frame[column].dtype.kind == "f"]
+        content = frame.to_parquet(
+            compression="zstd", index=False, use_dictionary=["key"], use_byte_stream_split=floats
         )
-        os.replace(scratch, target / f"{name}.parquet")
+        write_atomically(target / f"{name}.parquet", content)
