@@ -11,15 +11,15 @@ import subprocess
 import sys
 import time
 
+from proxies_lib.sweep import single_threaded
+
 SHAPES = ((32, 2), (64, 3), (128, 4))
 
 
 def main(seconds: float, as_json: bool):
     """Measure in a fresh single-threaded process and print a table, or JSON lines."""
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "1", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "proxies_lib.bench", str(seconds), "json" if as_json else "table"]
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, env=single_threaded(), check=True)
 
 
 def measure(seconds: float) -> list[dict]:

@@ -162,7 +162,7 @@ def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.D
     target = config.folder("figures") / study.label
     seen = {k: sorted(map(str, runs[k].unique())) for k in ("fingerprint", "device", "python", "jax", "flax", "commit")}
     about = {"scale": study.scale, "overrides": dict(study.overrides), "runs": len(runs), **seen,
-             "drawn_at_commit": sweep._commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip
+             "drawn_at_commit": sweep.commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip
     text = json.dumps(about, sort_keys=True)
     for kind, metadata in (("png", {"Description": text}), ("svg", {"Description": text, "Date": None})):
         picture = io.BytesIO()

@@ -52,8 +52,6 @@ def read(folder: pathlib.Path, run_key: str) -> tuple[dict, dict[str, np.ndarray
         with np.load(_path(folder, run_key)) as file:
             meta = json.loads(str(file["meta"]))
             curves = {name.replace("|", "/"): file[name] for name in file.files if name != "meta"}
-    except FileNotFoundError:
-        return None
     except (ValueError, OSError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
     return (meta, curves) if meta.get("key") == run_key else None
@@ -98,7 +96,7 @@ def locate(runs: list[Run], fingerprints: dict, folder: pathlib.Path, layer: pat
     for run in runs:
         fingerprint = fingerprints[run.data, run.model.vocab_size]
         k = key(run, fingerprint) if fingerprint else None
-        if k and _path(folder, k).exists() and read(folder, k) is not None:
+        if k and read(folder, k) is not None:
             found.append(Found(run, k, "store"))
         elif k in by_key:
             found.append(Found(run, k, "table", k))

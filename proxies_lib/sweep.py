@@ -39,7 +39,6 @@ class Plan:
     found: tuple[store.Found, ...]
     seconds: dict
     folder: pathlib.Path
-    layer: pathlib.Path | None
     requested: int
 
     @property
@@ -106,7 +105,7 @@ def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[in
     found = store.locate(distinct, fingerprints, folder, layer)
     i, n = shard
     found = [f for j, f in enumerate(found) if j % n == i - 1]
-    return Plan(tuple(found), _estimates(found, folder), folder, layer, len(runs))
+    return Plan(tuple(found), _estimates(found, folder), folder, len(runs))
 
 
 def _estimates(found: list[store.Found], folder: pathlib.Path) -> dict:
@@ -151,9 +150,9 @@ def cores() -> int:
     chosen = os.environ.get("PROXIES_WORKERS")
     if chosen and not (chosen.isdigit() and int(chosen) > 0):
         config.refuse("PROXIES_WORKERS", chosen, "must be a whole number above 0")
-    return (
-        int(chosen) if chosen else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
+    if chosen:
+        return int(chosen)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def platform_of_jax() -> str:
@@ -166,7 +165,7 @@ def platform_of_jax() -> str:
 
 
 @functools.cache
-def _commit() -> str:
+def commit() -> str:
     try:
         git = functools.partial(subprocess.run, cwd=config.root(), capture_output=True, text=True, check=True)
         head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
@@ -176,18 +175,23 @@ def _commit() -> str:
         return "unknown"
 
 
+def _cpu(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, "" where there is none."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
 @functools.cache
 def provenance() -> dict[str, str]:
     """Software, device and commit of this process, stored with every run."""
     import jax
 
-    device = jax.devices()[0].device_kind
-    if jax.default_backend() == "cpu":
-        cpu = pathlib.Path("/proc/cpuinfo")
-        names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-        device = names[0].split(":", 1)[1].strip() if names else platform.processor()
+    device = _cpu("model name") or platform.processor()
+    if jax.default_backend() != "cpu":
+        device = jax.devices()[0].device_kind
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    return {"device": device, "python": platform.python_version(), **versions, "commit": _commit()}
+    return {"device": device, "python": platform.python_version(), **versions, "commit": commit()}
 
 
 def _record(folder, run: Run, dataset: data.Dataset, result: dict):
@@ -232,11 +236,8 @@ def use_compilation_cache():
     """JAX's persistent compilation cache, kept apart by machine: executables of another CPU do not load."""
     import jax
 
-    cpu = pathlib.Path("/proc/cpuinfo")
-    flags = (
-        next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
-    )
-    where = config.folder("cache") / "xla" / config.digest({"flags": flags, "machine": platform.machine()})[:8]
+    machine = config.digest({"flags": _cpu("flags"), "machine": platform.machine()})[:8]
+    where = config.folder("cache") / "xla" / machine
     jax.config.update("jax_compilation_cache_dir", str(where))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -301,21 +302,21 @@ def _run_processes(plan: Plan, workers: int):
             progress.close()
 
 
+def single_threaded() -> dict[str, str]:
+    """The environment of a process whose JAX computes on one CPU thread."""
+    one_thread = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {one_thread}".strip()
+    return os.environ | {"XLA_FLAGS": flags, "NPROC": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+
+
 class _Worker:
     """A single-threaded training process on one core: runs as JSON lines in, a line per finished run out."""
 
     def __init__(self, core: int, folder: pathlib.Path):
         self.log = tempfile.TemporaryFile("w+")
-        one_thread = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        environment = os.environ | {
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {one_thread}".strip(),
-            "NPROC": "1",
-            "OMP_NUM_THREADS": "1",
-            "JAX_PLATFORMS": "cpu",
-        }
         command = [sys.executable, "-m", "proxies_lib.worker", str(folder), str(core)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=single_threaded(),
             cwd=config.root(),
         )  # fmt: skip
 
