@@ -3,12 +3,16 @@
 Axes, as suffixes of array names:
     B batch    T query position    S key position    N = B·T flattened tokens
     D model width    H heads    K width of a head    V vocabulary
+
+Queries, keys and values have positions on their last axis, (B, H, K, T), and attention logits the queries, (B, H, S,
+T): every reduction of qk-layernorm and softmax then runs along vectors, which halves attention's time on a CPU.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from proxies_lib.config import ModelConfig
@@ -17,14 +21,14 @@ LAYER_NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0
 
 
-def rope(x_BHTK: jax.Array) -> jax.Array:
+def rope(x_BHKT: jax.Array) -> jax.Array:
     """Rotary position embedding (Su et al. 2021), base 10000, channels paired (i, i + K/2)."""
-    T, K = x_BHTK.shape[-2:]
-    inverse_wavelength = ROPE_BASE ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
-    angle_TK = jnp.arange(T, dtype=jnp.float32)[:, None] * inverse_wavelength
-    cos, sin = jnp.cos(angle_TK).astype(x_BHTK.dtype), jnp.sin(angle_TK).astype(x_BHTK.dtype)
-    a, b = jnp.split(x_BHTK, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    K, T = x_BHKT.shape[-2:]
+    # NumPy, so that the tables are constants of the program: XLA would compute them again for every head and row.
+    angle_KT = ROPE_BASE ** (-np.arange(0, K, 2) / K)[:, None] * np.arange(T)
+    cos, sin = np.cos(angle_KT).astype(x_BHKT.dtype), np.sin(angle_KT).astype(x_BHKT.dtype)
+    a, b = jnp.split(x_BHKT, 2, axis=-2)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-2)
 
 
 def rms(x: jax.Array) -> jax.Array:
@@ -32,32 +36,33 @@ def rms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
-@jax.custom_vjp
-def layer_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """LayerNorm over the last axis, without bias, ε 1e-6; its gradient in closed form (P1, appendix C).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def layer_norm(x: jax.Array, scale: jax.Array, axis: int = -1) -> jax.Array:
+    """LayerNorm over one axis, without bias, ε 1e-6; its gradient in closed form (P1, appendix C). `scale` is (D,).
 
     The closed form is a tenth of a step faster on a CPU than differentiating through the statistics.
     """
-    return _normalize(x)[0] * scale
+    return _layer_norm_forward(x, scale, axis)[0]
 
 
-def _normalize(x):
-    centered = (x - x.mean(-1, keepdims=True, dtype=jnp.float32)).astype(jnp.float32)
-    inverse_std = jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + LAYER_NORM_EPS)
-    return (centered * inverse_std).astype(x.dtype), inverse_std
+def _along(scale, axis: int):
+    return scale.reshape(-1, *(1,) * (-1 - axis))
 
 
-def _layer_norm_forward(x, scale):
-    normalized, inverse_std = _normalize(x)
-    return normalized * scale, (normalized, inverse_std, scale)
+def _layer_norm_forward(x, scale, axis):
+    centered = (x - x.mean(axis, keepdims=True, dtype=jnp.float32)).astype(jnp.float32)
+    inverse_std = jax.lax.rsqrt(jnp.square(centered).mean(axis, keepdims=True) + LAYER_NORM_EPS)
+    normalized = (centered * inverse_std).astype(x.dtype)
+    return normalized * _along(scale, axis), (normalized, inverse_std, scale)
 
 
-def _layer_norm_backward(residuals, g):
+def _layer_norm_backward(axis, residuals, g):
     normalized, inverse_std, scale = residuals
-    into = (g * scale).astype(jnp.float32)
-    along = (into * normalized).mean(-1, keepdims=True)
-    dx = inverse_std * (into - into.mean(-1, keepdims=True) - normalized * along)
-    dscale = jnp.sum((g * normalized).reshape(-1, len(scale)), axis=0, dtype=jnp.float32)
+    into = (g * _along(scale, axis)).astype(jnp.float32)
+    along = (into * normalized).mean(axis, keepdims=True)
+    dx = inverse_std * (into - into.mean(axis, keepdims=True) - normalized * along)
+    others = tuple(i for i in range(g.ndim) if i != g.ndim + axis)
+    dscale = jnp.sum(g * normalized, axis=others, dtype=jnp.float32)
     return dx.astype(g.dtype), dscale.astype(scale.dtype)
 
 
@@ -92,8 +97,8 @@ class Linear(nnx.Linear):
 class LayerNorm(nnx.LayerNorm):
     """Without bias."""
 
-    def __call__(self, x):
-        return layer_norm(x, self.scale[...].astype(x.dtype))
+    def __call__(self, x, axis: int = -1):
+        return layer_norm(x, self.scale[...].astype(x.dtype), axis)
 
 
 def when(probe, observe, *observed):
@@ -106,6 +111,11 @@ def when(probe, observe, *observed):
         return observe(*observed)
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(observe, *observed))
     return jax.lax.cond(probe, observe, lambda *_: blank, *observed)
+
+
+def causal(logits_BHST: jax.Array) -> np.ndarray:
+    """(S, T), true where key S is at or before query T."""
+    return np.triu(np.ones(logits_BHST.shape[-2:], bool))
 
 
 class Attention(nnx.Module):
@@ -121,23 +131,22 @@ class Attention(nnx.Module):
         # One product for q, k and v: three narrow ones cost more on every backend.
         kernel = jnp.concatenate([w.kernel[...] for w in (self.query, self.key, self.value)], axis=1)
         heads = (batch, -1, 3, self.config.n_heads, self.config.d_head)
-        q, k, v = dense(x_ND, kernel.astype(x_ND.dtype)).reshape(heads).transpose(2, 0, 3, 1, 4)
+        q, k, v = dense(x_ND, kernel.astype(x_ND.dtype)).reshape(heads).transpose(2, 0, 3, 4, 1)
         if self.config.qk_norm == "per_head":
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = self.query_norm(q, axis=-2), self.key_norm(k, axis=-2)
         q, k = rope(q), rope(k)
-        logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q, k, preferred_element_type=jnp.float32)
-        logits_BHTS *= self.config.d_head**-0.5
-        causal_TS = jnp.tril(jnp.ones(logits_BHTS.shape[-2:], bool))
-        weights = jax.nn.softmax(jnp.where(causal_TS, logits_BHTS, -jnp.inf)).astype(v.dtype)
-        mixed_BTHK = jnp.einsum("BHTS,BHSK->BTHK", weights, v)
-        return self.out(mixed_BTHK.reshape(x_ND.shape)), when(probe, self._observe, q, k, logits_BHTS)
+        logits_BHST = jnp.einsum("BHKS,BHKT->BHST", k, q, preferred_element_type=jnp.float32)
+        logits_BHST *= self.config.d_head**-0.5
+        weights_BHST = jax.nn.softmax(jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2).astype(v.dtype)
+        mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v, weights_BHST)
+        out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
+        return out_ND, when(probe, self._observe, q, k, logits_BHST)
 
-    def _observe(self, q, k, logits_BHTS):
-        causal_TS = jnp.tril(jnp.ones(logits_BHTS.shape[-2:], bool))
-        q_BHT, k_BHS = (jnp.linalg.norm(z.astype(jnp.float32), axis=-1) for z in (q, k))
-        last_cosine_BHS = logits_BHTS[:, :, -1] * self.config.d_head**0.5 / (q_BHT[:, :, -1:] * k_BHS)
+    def _observe(self, q, k, logits_BHST):
+        q_BHT, k_BHS = (jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q, k))
+        last_cosine_BHS = logits_BHST[..., -1] * self.config.d_head**0.5 / (q_BHT[..., -1:] * k_BHS)
         return {
-            "max_attention_logit": jnp.where(causal_TS, jnp.abs(logits_BHTS), 0.0).max(),
+            "max_attention_logit": jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0).max(),
             "q_norm": q_BHT.mean(),
             "k_norm": k_BHS.mean(),
             "qk_cosine": jnp.abs(last_cosine_BHS).mean(),
