@@ -10,7 +10,7 @@ import os
 import pathlib
 from dataclasses import dataclass, field
 
-SCHEMA = 1  # bump by hand when the meaning of a stored number changes
+SCHEMA = 2  # bump by hand when the meaning of a stored number changes
 QK_NORMS = ("none", "per_head")
 DECAYS = ("independent", "coupled")
 DTYPES = ("float32", "bfloat16")

@@ -88,7 +88,8 @@ class Trainer:
         state = jax.eval_shape(start, spec(lead))
         advance = jax.jit(each(functools.partial(chunk, config)), donate_argnums=1)
         judge = jax.jit(each(functools.partial(evaluate, config), in_axes=(0, None)))
-        self.start = start.lower(spec(lead)).compile()
+        once = {"xla_backend_optimization_level": 0}  # drawn once a run: quick to compile is what counts
+        self.start = start.lower(spec(lead)).compile(compiler_options=once)
         self.advance = advance.lower(h, state, spec((*lead, train.log_every, *batch))).compile()
         self.judge = judge.lower(state["params"], spec((train.eval_batches, *batch))).compile()
         self.compile_seconds = time.perf_counter() - started
