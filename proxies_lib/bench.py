@@ -1,94 +1,172 @@
-"""Speed, honestly: training throughput per core beside the matmul peak measured in the same process.
+"""Speed, honestly: what a train step, a sweep and a store cost on this machine.
 
-Shapes (d, L) = (32, 2), (64, 3), (128, 4), V 1024, 16 × 64 tokens, float32, one thread, qk-layernorm, z-loss and all
-taps on. Peak and shapes alternate in rounds, so a drift of the machine hits both; medians are printed.
+Shapes (d, L) = (32, 2), (64, 3), (128, 4), heads of 16, V 1024, 16 × 64 tokens, float32, qk-layernorm, z-loss and all
+taps on. What is compared alternates in rounds, so a drift of the machine hits both; medians are printed.
 """
 
 import json
 import os
+import pathlib
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
-from proxies_lib.sweep import single_threaded
+import numpy as np
+
+from proxies_lib import config, data, optim, store, sweep
 
 SHAPES = ((32, 2), (64, 3), (128, 4))
+LONG_CHUNK = 5  # the overhead of logging compares chunks of log_every steps with chunks this many times as long
+SWEEP_LRS, SWEEP_STEPS = config.PAPER_WINDOW, 400
 
 
-def main(seconds: float, as_json: bool):
-    """Measure in a fresh single-threaded process and print a table, or JSON lines."""
-    command = [sys.executable, "-m", "proxies_lib.bench", str(seconds), "json" if as_json else "table"]
-    subprocess.run(command, env=single_threaded(), check=True)
+def main(part: str, seconds: float, counts: list[int], as_json: bool):
+    """Measure `part` ("step", "sweep", "store") and print a table, or JSON lines with the machine's description."""
+    if part == "step":  # a fresh process: threads are set before JAX starts
+        command = [sys.executable, "-m", "proxies_lib.bench", str(seconds), "json" if as_json else "table"]
+        subprocess.run(command, env=sweep.single_threaded(), check=True)
+    else:
+        show(part, (measure_sweep(SHAPES) if part == "sweep" else measure_store(counts)), as_json)
 
 
-def measure(seconds: float) -> list[dict]:
-    """One row per shape: tokens/s, steps/s, model GFLOP/s, its share of the peak, compile seconds; all medians."""
+def show(title: str, rows, as_json: bool):
+    """Print rows as they come: JSON lines, or a table headed by the machine's description."""
+    for i, row in enumerate(rows):
+        if as_json:
+            print(json.dumps({"bench": title} | row | sweep.provenance()), flush=True)
+            continue
+        if not i:
+            at = sweep.provenance()
+            print(f"{title}: {at['device']}, {os.cpu_count()} cores, jax {at['jax']}, commit {at['commit']}")
+            print("  ".join(f"{name:>{max(len(name), 9)}}" for name in row))
+        print("  ".join(f"{_short(value):>{max(len(name), 9)}}" for name, value in row.items()), flush=True)
+
+
+def _short(value) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else f"{value:.3g}" if isinstance(
+        value, float) else str(value)  # fmt: skip
+
+
+def bench_run(shape: tuple[int, int], **changes) -> config.Run:
+    """The run that is measured at (d, L)."""
+    base = config.replace(config.scales()["laptop"].base, data="synthetic", d_model=shape[0], n_layers=shape[1])
+    return config.replace(base, **({"d_head": 16, "vocab_size": 1024, "seq_len": 64, "batch_size": 16} | changes))
+
+
+class _Training:
+    """A compiled program and its state, advanced chunk by chunk."""
+
+    def __init__(self, run: config.Run):
+        from proxies_lib.train import Trainer
+
+        self.run, self.trainer, self.times = run, Trainer(*run.program), []
+        self.h = {name: np.float32(v) for name, v in optim.inputs(run.hparams).items()}
+        dataset = data.open_dataset(run.data, run.model.vocab_size)
+        self.tokens = dataset.chunk(0, 0, run.train, run.model.seq_len)
+        self.state = self.trainer.start(np.int32(0))
+        self.advance()
+
+    def advance(self):
+        import jax
+
+        started = time.perf_counter()
+        self.state, metrics = self.trainer.advance(self.h, self.state, self.tokens)
+        jax.device_get(metrics)
+        self.times.append((time.perf_counter() - started) / self.run.train.log_every)
+
+
+def measure_step(seconds: float):
+    """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it, what
+    taps and a chunk boundary add to a step, compile seconds, memory of the step (MiB), all medians of rounds."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
-
-    from proxies_lib import config, data, optim, sweep
-    from proxies_lib.train import Trainer
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     size = 1024
     product = jax.jit(lambda a, b: jax.lax.fori_loop(0, 8, lambda _, c: a @ c, b))
     a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)) / size**0.5, jnp.float32)
-
-    def peak() -> float:
-        started = time.perf_counter()
-        product(a, a).block_until_ready()
-        return 8 * 2 * size**3 / (time.perf_counter() - started)
-
-    peak()
-    dataset = data.open_dataset("synthetic", 1024)
-    base = config.replace(config.scales()["laptop"].base, data="synthetic")
-    shapes = []
-    for d_model, n_layers in SHAPES:
-        run = config.replace(base, d_model=d_model, n_layers=n_layers)
-        trainer = Trainer(*run.program)
-        h = {name: np.float32(v) for name, v in optim.inputs(run.hparams).items()}
-        tokens = dataset.chunk(0, 0, run.train, run.model.seq_len)
-        state, _ = trainer.advance(h, trainer.start(np.int32(0)), tokens)
-        shapes.append([run, trainer, h, tokens, state, [], []])
-    deadline = time.monotonic() + seconds * len(SHAPES)
-    while time.monotonic() < deadline or len(shapes[0][5]) < 5:
-        for shape in shapes:
-            run, trainer, h, tokens, state, times, peaks = shape
-            peaks.append(peak())
+    product(a, a).block_until_ready()
+    for shape in SHAPES:
+        run = bench_run(shape, steps=SWEEP_STEPS)
+        normal, long = _Training(run), _Training(config.replace(run, log_every=LONG_CHUNK * run.train.log_every))
+        peaks, deadline = [], time.monotonic() + seconds
+        while time.monotonic() < deadline or len(peaks) < 5:
             started = time.perf_counter()
-            state, metrics = trainer.advance(h, state, tokens)
-            jax.device_get(metrics)
-            times.append(time.perf_counter() - started)
-            shape[4] = state
-    rows = []
-    for run, trainer, _, _, _, times, peaks in shapes:
-        steps = run.train.log_every / statistics.median(times)
-        flops = run.flops / run.hparams.steps * steps
-        rows.append({
-            "d_model": run.model.d_model, "n_layers": run.model.n_layers,
-            "tokens_per_second": steps * run.train.batch_size * run.model.seq_len, "steps_per_second": steps,
-            "model_gflops": flops / 1e9, "peak_gflops": statistics.median(peaks) / 1e9,
-            "share_of_peak": flops / statistics.median(peaks), "compile_seconds": trainer.compile_seconds,
-            "rounds": len(times), **sweep.provenance(),
-        })  # fmt: skip
-    return rows
+            product(a, a).block_until_ready()
+            peaks.append(8 * 2 * size**3 / (time.perf_counter() - started))
+            for _ in range(LONG_CHUNK):
+                normal.advance()
+            long.advance()
+        normal.times, long.times = normal.times[1:], long.times[1:]
+        steps, flops = 1 / statistics.median(normal.times), run.flops / run.hparams.steps
+        memory = normal.trainer.advance.memory_analysis()
+        # A step with taps and boundary once in n costs s + c/n; two values of n give c/n.
+        share = 1 - 1 / LONG_CHUNK
+        yield {
+            "d_model": shape[0], "n_layers": shape[1], "tokens/s": steps * run.train.batch_size * run.model.seq_len,
+            "steps/s": steps, "GFLOP/s": flops * steps / 1e9, "peak_GFLOP/s": statistics.median(peaks) / 1e9,
+            "share_of_peak": flops * steps / statistics.median(peaks),
+            "logging_share": (1 - statistics.median(long.times) * steps) / share,
+            "compile_s": normal.trainer.compile_seconds,
+            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, "rounds": len(peaks),
+        }  # fmt: skip
+
+
+def measure_sweep(shapes, workers=(1, 2)):
+    """A row per shape and number of workers: 7 learning rates × 2 arms of 400 steps from an empty store, start of
+    the workers and compilation included (then again with a warm compilation cache, a new seed)."""
+    for shape in shapes:
+        for n in workers:
+            with tempfile.TemporaryDirectory() as scratch:
+                before, os.environ["PROXIES_CACHE"] = os.environ.get("PROXIES_CACHE"), f"{scratch}/cache"
+                try:
+                    walls = []
+                    for seed in (0, 1):
+                        base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
+                        runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})
+                        started = time.perf_counter()
+                        sweep.run(sweep.plan(runs, f"{scratch}/store"), n, "processes", quiet=True)
+                        walls.append(time.perf_counter() - started)
+                finally:
+                    os.environ.pop("PROXIES_CACHE")
+                    if before is not None:
+                        os.environ["PROXIES_CACHE"] = before
+            tokens = sum(r.tokens for r in runs)
+            yield {
+                "d_model": shape[0], "n_layers": shape[1], "workers": n, "runs": len(runs), "cold_s": walls[0],
+                "warm_s": walls[1], "cold_runs/hour": 3600 * len(runs) / walls[0],
+                "cold_tokens/s": tokens / walls[0], "warm_tokens/s": tokens / walls[1],
+            }  # fmt: skip
+
+
+def measure_store(counts):
+    """A row per number of stored runs: seconds to write, plan and tabulate them, and peak memory (MiB) so far."""
+    base = bench_run(SHAPES[0])
+    fingerprint = data.open_dataset("synthetic", base.model.vocab_size).fingerprint
+    steps = np.arange(1, 33, dtype=np.int32) * 10 - 1
+    curves = {name: np.linspace(0, 1, 32, dtype=np.float32) for name in (f"statistic/{i}" for i in range(80))}
+    result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
+    for count in counts:
+        runs = [config.replace(base, seed=i) for i in range(count)]
+        with tempfile.TemporaryDirectory() as scratch:
+            started = time.perf_counter()
+            for run in runs:
+                meta = {"key": config.key(run, fingerprint), "config": config.flat(run), "result": result,
+                        "provenance": {"fingerprint": fingerprint}}  # fmt: skip
+                store.write(pathlib.Path(scratch), meta, curves | {"step": steps})
+            wrote = time.perf_counter()
+            plan = sweep.plan(runs, scratch)
+            planned = time.perf_counter()
+            store.table(list(plan.found), plan.folder)
+            done = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        yield {"runs": count, "write_s": wrote - started, "plan_s": planned - wrote, "table_s": done - planned,
+               "peak_MiB": peak}  # fmt: skip
 
 
 if __name__ == "__main__":
-    for i, row in enumerate(measure(float(sys.argv[1]))):
-        if sys.argv[2] == "json":
-            print(json.dumps(row))
-            continue
-        if not i:
-            print(
-                f"{row['device']}, one core, jax {row['jax']}, commit {row['commit']}; medians of {row['rounds']} rounds"
-            )
-            print(" d_model  layers   tokens/s   steps/s   GFLOP/s   matmul peak   share   compile")
-        print(
-            f"{row['d_model']:8}{row['n_layers']:8}{row['tokens_per_second']:11,.0f}{row['steps_per_second']:10.1f}"
-            f"{row['model_gflops']:10.1f}{row['peak_gflops']:14.1f}{row['share_of_peak']:8.0%}"
-            f"{row['compile_seconds']:9.1f}s"
-        )
+    show("step", measure_step(float(sys.argv[1])), sys.argv[2] == "json")

@@ -62,9 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="laptop")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--readme", action="store_true", help="write the scoreboard between README's markers")
-    sub = command("bench", _bench, "measure training throughput beside the machine's matmul peak")
+    sub = command("bench", _bench, "measure this machine: a train step beside the matmul peak, a sweep, the store")
+    sub.add_argument("part", nargs="?", default="step", choices=("step", "sweep", "store"))
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("--seconds", type=float, default=6.0, help="measured time per shape")
+    sub.add_argument("--seconds", type=float, default=12.0, help="step: measured time per shape")
+    sub.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="store: numbers of stored runs")
 
     data = command("data", None, "prepare and list datasets").add_subparsers(
         required=True, metavar="ACTION", parser_class=_Parser
@@ -197,7 +199,7 @@ def _write_between_markers(path, text: str):
 def _bench(options):
     from proxies_lib import bench
 
-    bench.main(options.seconds, options.json)
+    bench.main(options.part, options.seconds, options.counts, options.json)
 
 
 def _data_prepare(options):

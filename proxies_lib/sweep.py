@@ -119,16 +119,16 @@ def _estimates(found: list[store.Found], folder: pathlib.Path) -> dict:
     return seconds
 
 
-def run(plan: Plan, workers: int = 0, engine: str = "auto"):
+def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False):
     """Train what `plan` misses. `engine`: "processes" (one core a run), "lanes" (vmap in this process), or "auto"."""
     if not plan.missing:
         return
     if engine == "auto":
         engine = "processes" if platform_of_jax() == "cpu" else "lanes"
     if engine == "processes":
-        _run_processes(plan, min(workers or cores(), len(plan.missing)))
+        _run_processes(plan, min(workers or cores(), len(plan.missing)), quiet)
     else:
-        _run_lanes(plan)
+        _run_lanes(plan, quiet)
 
 
 def collect(runs: list[Run], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -211,9 +211,10 @@ def _record(folder, run: Run, dataset: data.Dataset, result: dict):
 class Progress:
     """Runs done and time left: a bar on a terminal, a line per tenth elsewhere."""
 
-    def __init__(self, total: int, weight: float):
+    def __init__(self, total: int, weight: float, quiet: bool):
         self.total, self.weight, self.done, self.finished, self.started = total, weight, 0, 0.0, time.monotonic()
-        self.bar = tqdm(total=total, unit="run", smoothing=0.1) if sys.stderr.isatty() else None
+        self.quiet = quiet
+        self.bar = tqdm(total=total, unit="run", smoothing=0.1) if sys.stderr.isatty() and not quiet else None
 
     def add(self, weight: float, note: str):
         before, self.done, self.finished = self.done, self.done + 1, self.finished + weight
@@ -221,7 +222,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(f"{note}, {left:.0f} s left")
             self.bar.update()
-        elif self.done * 10 // self.total > before * 10 // self.total:
+        elif not self.quiet and self.done * 10 // self.total > before * 10 // self.total:
             print(f"  {self.done}/{self.total} runs, {left:.0f} s left", flush=True)
 
     def close(self):
@@ -243,14 +244,14 @@ def use_compilation_cache():
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _run_lanes(plan: Plan):
+def _run_lanes(plan: Plan, quiet: bool):
     from proxies_lib.train import Trainer
 
     use_compilation_cache()
     groups = collections.defaultdict(list)
     for f in plan.missing:
         groups[f.run.program, f.run.data, f.run.hparams.steps].append(f)
-    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing))
+    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
     trainers = {}
     for (program, name, _), members in groups.items():
         if program not in trainers:
@@ -264,12 +265,12 @@ def _run_lanes(plan: Plan):
     progress.close()
 
 
-def _run_processes(plan: Plan, workers: int):
+def _run_processes(plan: Plan, workers: int, quiet: bool):
     groups = collections.defaultdict(collections.deque)
     for f in plan.missing:
         groups[f.run.program].append(f)
     lock, stop = threading.Lock(), threading.Event()
-    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing))
+    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
     started = set()
 
     def next_job(current):
