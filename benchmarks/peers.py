@@ -29,7 +29,9 @@ def nanogpt(checkout: str, d: int, n_layers: int, seconds: float, compiled: bool
 
     torch.set_num_threads(threads)
     started = time.perf_counter()
-    sizes = GPTConfig(block_size=64, vocab_size=1024, n_layer=n_layers, n_head=d // 16, n_embd=d, dropout=0.0, bias=False)
+    sizes = GPTConfig(
+        block_size=64, vocab_size=1024, n_layer=n_layers, n_head=d // 16, n_embd=d, dropout=0.0, bias=False
+    )
     model = GPT(sizes)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
     model = torch.compile(model) if compiled else model

@@ -156,6 +156,23 @@ def test_layer_norm_gradient_is_appendix_c_and_autodiff():
     np.testing.assert_allclose(pull(jnp.float32(g))[0], gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_layer_norm_along_an_inner_axis_is_that_of_the_last_axis_transposed():
+    x, g = (np.random.default_rng(i).standard_normal((3, 8, 5)).astype(np.float32) for i in range(2))
+    scale = np.random.default_rng(2).standard_normal(8).astype(np.float32)
+    inner, pull_inner = jax.vjp(lambda x, s: model.layer_norm(x, s, -2), x, scale)
+    last, pull_last = jax.vjp(lambda x, s: model.layer_norm(x.swapaxes(1, 2), s).swapaxes(1, 2), x, scale)
+    for mine, theirs in zip((inner, *pull_inner(g)), (last, *pull_last(g)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_tensors_of_one_shape_are_drawn_independently():
+    params = model.init(config.ModelConfig(64, 2, 16, 64, 8, "per_head", "float32"), jax.random.key(0))
+    square = [b["attention"][n]["kernel"].ravel() for b in params["blocks"].values()
+              for n in ("query", "key", "value", "out")]  # fmt: skip
+    correlation = np.corrcoef(np.stack(square)) - np.eye(8)
+    assert np.abs(correlation).max() < 5 / 64  # five standard deviations of 64² independent pairs
+
+
 @pytest.mark.parametrize("shape", [(6, 24), (24, 6), (8, 8)])
 def test_dense_gradients_equal_autodiff(shape):
     x, g = (np.random.default_rng(i).standard_normal((10, n)).astype(np.float32) for i, n in enumerate(shape))
