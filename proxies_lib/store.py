@@ -17,7 +17,7 @@ import zlib
 import numpy as np
 import pandas as pd
 
-from proxies_lib.config import Run, UserError, flat, from_flat, key, recipe
+from proxies_lib.config import FIELDS, Run, UserError, flat, from_flat, key, recipe
 
 RESULTS = ("final_loss", "init_loss", "diverged", "diverged_step", "train_seconds")
 
@@ -142,10 +142,18 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
     return runs, pd.concat(curves, ignore_index=True)
 
 
+def _reachable(row: dict) -> bool:
+    return FIELDS.keys() <= row.keys() and recipe(from_flat({name: row[name] for name in FIELDS})) == row["recipe"]
+
+
 def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path):
-    """Write tables as `runs.parquet` and `curves.parquet`; runs of other recipes already there are kept."""
+    """Write tables as `runs.parquet` and `curves.parquet`; runs of other recipes already there are kept.
+
+    Rows that no configuration of today asks for, of an older schema or with other fields, are dropped.
+    """
     if (below := exported(target)) is not None:
         kept = below[0][~below[0]["recipe"].isin(runs["recipe"])]
+        kept = kept[[_reachable(row) for row in kept.to_dict("records")]]
         runs = pd.concat([kept, runs], ignore_index=True)
         curves = pd.concat([below[1][below[1]["key"].isin(kept["key"])], curves], ignore_index=True)
     runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)
