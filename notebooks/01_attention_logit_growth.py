@@ -32,7 +32,7 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 from IPython.display import Markdown
 
 from proxies_lib import analysis, claims, plots, sweep
-from proxies_lib.config import PAPER_WINDOW, QK_NORMS, grid, study
+from proxies_lib.config import PAPER_WINDOW, grid, study
 
 this = study(scale, overrides, train, publish)
 
@@ -43,8 +43,8 @@ this = study(scale, overrides, train, publish)
 # fixes the initialization and the order of the data; everything else is the paper's default set-up at this scale.
 
 # %% tags=["grid"]
-axes = {("d_model", "n_layers"): this.sizes, "qk_norm": QK_NORMS, "lr": this.lrs, "seed": this.seeds}
-runs = grid(this.base, axes)
+sizes, arms = this.sizes, ("none", "per_head")
+runs = grid(this.base, {("d_model", "n_layers"): sizes, "qk_norm": arms, "lr": this.lrs, "seed": this.seeds})
 
 # %%
 table, curves = sweep.collect(runs, this)

@@ -66,7 +66,7 @@ class _Training:
         self.h = {name: np.float32(v) for name, v in optim.inputs(run.hparams).items()}
         dataset = data.open_dataset(run.data, run.model.vocab_size)
         self.tokens = dataset.chunk(0, 0, run.train, run.model.seq_len)
-        self.state = self.trainer.start(np.int32(0))
+        self.state = self.trainer.start(self.h, np.int32(0))
         self.advance()
 
     def advance(self):

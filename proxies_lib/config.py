@@ -11,8 +11,10 @@ import pathlib
 from dataclasses import dataclass, field
 
 SCHEMA = 2  # bump by hand when the meaning of a stored number changes
-QK_NORMS = ("none", "per_head")
+QK_NORMS = ("none", "per_head", "whole", "kappa")
+ATTENTIONS = ("softmax", "squared_relu")
 DECAYS = ("independent", "coupled")
+LR_SCALINGS = ("none", "rms")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -26,7 +28,12 @@ def refuse(name: str, value, allowed: str):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the transformer (P1, section 2.1). Static: each distinct value compiles its own program."""
+    """Shape of the transformer (P1, section 2.1). Static: each distinct value compiles its own program.
+
+    No layers make the bigram model of Fig. 10. `qk_norm` acts on q and k before the logits: "per_head" LayerNorm, one
+    over the "whole" width (Fig. E.8), or the "kappa" map √κ·z/√mean(z²) (Fig. 10). `attention` "squared_relu" weighs
+    values by relu(logit)²/√seq_len instead of a softmax (Fig. E.11).
+    """
 
     d_model: int = 256
     n_layers: int = 3
@@ -35,6 +42,7 @@ class ModelConfig:
     seq_len: int = 512
     qk_norm: str = "per_head"
     compute_dtype: str = "bfloat16"
+    attention: str = "softmax"
 
     @property
     def n_heads(self) -> int:
@@ -61,6 +69,11 @@ class HyperParams:
 
     `lr` is the peak learning rate η, `min_lr` the absolute floor of the cosine. `decay` "independent" subtracts
     s_t·λ·θ, "coupled" s_t·η·λ·θ (P1, section 3.3). `seed` fixes the initialization and the order of the data.
+
+    µParam (section 3.2.4) is made of `linear_lr` (LR factor of every linear layer, base width/width), `head_init`
+    (factor of the head's initial std), `query_init` (the same for queries, 0 for zero) and `attention_power` (logits are
+    scaled by d_head to minus this power). `lr_scaling` "rms" multiplies a tensor's LR by max(RMS, 1e-3) (Fig. E.14).
+    `kappa` belongs to qk_norm "kappa". `embedding_gradient` scales the embedding's gradient before clipping (P2).
     """
 
     steps: int = 100_000
@@ -74,6 +87,13 @@ class HyperParams:
     b2: float = 0.95
     eps: float = 1e-8
     clip_norm: float = 1.0
+    linear_lr: float = 1.0
+    head_init: float = 1.0
+    query_init: float = 1.0
+    attention_power: float = 0.5
+    lr_scaling: str = "none"
+    kappa: float = 1.0
+    embedding_gradient: float = 1.0
     seed: int = 0
 
 
@@ -93,21 +113,26 @@ class Run:
                 object.__setattr__(owner, name, _typed(name, getattr(owner, name), kind))
         m, t, h = self.model, self.train, self.hparams
         for name, value in (
-            ("d_model", m.d_model), ("n_layers", m.n_layers), ("d_head", m.d_head), ("vocab_size", m.vocab_size),
+            ("d_model", m.d_model), ("d_head", m.d_head), ("vocab_size", m.vocab_size),
             ("seq_len", m.seq_len), ("batch_size", t.batch_size), ("log_every", t.log_every),
-            ("eval_batches", t.eval_batches), ("steps", h.steps), ("lr", h.lr), ("eps", h.eps),
-            ("clip_norm", h.clip_norm),
+            ("eval_batches", t.eval_batches), ("steps", h.steps), ("lr", h.lr), ("clip_norm", h.clip_norm),
+            ("linear_lr", h.linear_lr), ("kappa", h.kappa), ("embedding_gradient", h.embedding_gradient),
         ):  # fmt: skip
             if not value > 0:
                 refuse(name, value, "must be above 0")
-        for name in ("min_lr", "weight_decay", "z_loss", "seed", "warmup_steps"):
+        if m.n_layers < 0:
+            refuse("n_layers", m.n_layers, "must be 0 or more")
+        not_negative = ("min_lr", "weight_decay", "z_loss", "eps", "seed", "warmup_steps", "head_init", "query_init")
+        for name in (*not_negative, "attention_power"):
             if getattr(h, name) < 0:
                 refuse(name, getattr(h, name), "must be 0 or more")
         for name in ("b1", "b2"):
             if not 0 <= getattr(h, name) < 1:
                 refuse(name, getattr(h, name), "must be in [0, 1)")
         for name, value, allowed in (
-            ("qk_norm", m.qk_norm, QK_NORMS), ("compute_dtype", m.compute_dtype, DTYPES), ("decay", h.decay, DECAYS),
+            ("qk_norm", m.qk_norm, QK_NORMS), ("attention", m.attention, ATTENTIONS),
+            ("compute_dtype", m.compute_dtype, DTYPES), ("decay", h.decay, DECAYS),
+            ("lr_scaling", h.lr_scaling, LR_SCALINGS),
         ):  # fmt: skip
             if value not in allowed:
                 refuse(name, value, f"must be one of {', '.join(allowed)}")
@@ -138,6 +163,18 @@ class Run:
         m = self.model
         return 6.0 * self.tokens * (m.n_params + m.vocab_size * m.d_model + m.n_layers * m.seq_len * m.d_model)
 
+
+# Fields younger than the schema. At their default they are no part of a key, so runs stored before them stay valid.
+LATER = (
+    "attention",
+    "linear_lr",
+    "head_init",
+    "query_init",
+    "attention_power",
+    "lr_scaling",
+    "kappa",
+    "embedding_gradient",
+)
 
 _PARTS = {
     "": {"data": str},
@@ -207,12 +244,18 @@ def digest(value) -> str:
 
 def recipe(run: Run) -> str:
     """Hash of the whole configuration, whatever the corpus behind its name contains."""
-    return digest({"schema": SCHEMA, **flat(run)})
+    return digest({"schema": SCHEMA, **_identity(run)})
+
+
+def _identity(run: Run) -> dict:
+    """The fields that make a run what it is: all of them, but for younger ones at their default."""
+    default = flat(Run())
+    return {name: value for name, value in flat(run).items() if name not in LATER or value != default[name]}
 
 
 def key(run: Run, fingerprint: str) -> str:
     """Identity of a run's numbers: the whole configuration and the corpus-and-tokenizer fingerprint."""
-    return digest({"schema": SCHEMA, "fingerprint": fingerprint, **flat(run)})
+    return digest({"schema": SCHEMA, "fingerprint": fingerprint, **_identity(run)})
 
 
 def root() -> pathlib.Path:

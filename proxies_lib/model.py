@@ -19,6 +19,7 @@ from proxies_lib.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0
+PAPER = {"attention_power": 0.5, "kappa": 1.0, "head_init": 1.0, "query_init": 1.0}  # the defaults of P1
 _kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
 _embedding_init = nnx.initializers.variance_scaling(1.0, "fan_out", "normal", batch_axis=0)  # of (V, D): std 1/√D
 
@@ -120,33 +121,50 @@ def causal(logits_BHST: jax.Array) -> np.ndarray:
     return np.triu(np.ones(logits_BHST.shape[-2:], bool))
 
 
+def kappa_map(z: jax.Array, kappa) -> jax.Array:
+    """√κ·z/√mean(z²) over the channels of a head (P1, Fig. 10); logits are then at most κ·√K at scale 1/√K."""
+    mean_square = jnp.square(z.astype(jnp.float32)).mean(-2, keepdims=True)
+    return (z * jnp.sqrt(kappa / (mean_square + LAYER_NORM_EPS))).astype(z.dtype)
+
+
 class Attention(nnx.Module):
-    """Causal multi-head attention with rotary positions and optional per-head qk-layernorm (P1, section 3.1.1)."""
+    """Causal multi-head attention with rotary positions; qk-layernorm and its alternatives (P1, section 3.1.1)."""
 
     def __init__(self, config: ModelConfig, linear, norm):
         self.config = config
         self.query, self.key, self.value, self.out = (linear(config.d_model, config.d_model) for _ in range(4))
-        if config.qk_norm == "per_head":
-            self.query_norm, self.key_norm = norm(config.d_head), norm(config.d_head)
+        if config.qk_norm in ("per_head", "whole"):
+            width = config.d_head if config.qk_norm == "per_head" else config.d_model
+            self.query_norm, self.key_norm = norm(width), norm(width)
 
-    def __call__(self, x_ND: jax.Array, batch: int, probe):
+    def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
         # One product for q, k and v: three narrow ones cost more on every backend.
         kernel = jnp.concatenate([w.kernel[...] for w in (self.query, self.key, self.value)], axis=1)
-        heads = (batch, -1, 3, self.config.n_heads, self.config.d_head)
-        q, k, v = dense(x_ND, kernel.astype(x_ND.dtype)).reshape(heads).transpose(2, 0, 3, 4, 1)
+        q, k, v = jnp.split(dense(x_ND, kernel.astype(x_ND.dtype)), 3, axis=1)
+        if self.config.qk_norm == "whole":
+            q, k = self.query_norm(q), self.key_norm(k)
+        heads = (batch, -1, self.config.n_heads, self.config.d_head)
+        q, k, v = (z.reshape(heads).transpose(0, 2, 3, 1) for z in (q, k, v))
         if self.config.qk_norm == "per_head":
             q, k = self.query_norm(q, axis=-2), self.key_norm(k, axis=-2)
+        if self.config.qk_norm == "kappa":
+            q, k = kappa_map(q, h["kappa"]), kappa_map(k, h["kappa"])
         q, k = rope(q), rope(k)
         logits_BHST = jnp.einsum("BHKS,BHKT->BHST", k, q, preferred_element_type=jnp.float32)
-        logits_BHST *= self.config.d_head**-0.5
-        weights_BHST = jax.nn.softmax(jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2).astype(v.dtype)
-        mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v, weights_BHST)
+        logits_BHST *= self.config.d_head ** -h["attention_power"]
+        if self.config.attention == "softmax":
+            weights_BHST = jax.nn.softmax(jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2)
+        else:
+            weights_BHST = jnp.square(jax.nn.relu(jnp.where(causal(logits_BHST), logits_BHST, 0.0)))
+            weights_BHST *= logits_BHST.shape[-1] ** -0.5
+        mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v, weights_BHST.astype(v.dtype))
         out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
         return out_ND, when(probe, self._observe, q, k, logits_BHST)
 
     def _observe(self, q, k, logits_BHST):
         q_BHT, k_BHS = (jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q, k))
-        last_cosine_BHS = logits_BHST[..., -1] * self.config.d_head**0.5 / (q_BHT[..., -1:] * k_BHS)
+        last_BHS = jnp.einsum("BHK,BHKS->BHS", q[..., -1], k, preferred_element_type=jnp.float32)
+        last_cosine_BHS = last_BHS / jnp.maximum(q_BHT[..., -1:] * k_BHS, jnp.finfo(jnp.float32).tiny)
         return {
             "max_attention_logit": jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0).max(),
             "q_norm": q_BHT.mean(),
@@ -164,8 +182,8 @@ class Block(nnx.Module):
         self.mlp_in = linear(config.d_model, 4 * config.d_model)
         self.mlp_out = linear(4 * config.d_model, config.d_model)
 
-    def __call__(self, x_ND: jax.Array, batch: int, probe):
-        mixed_ND, taps = self.attention(self.attention_norm(x_ND), batch, probe)
+    def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
+        mixed_ND, taps = self.attention(self.attention_norm(x_ND), batch, probe, h)
         x_ND = x_ND + mixed_ND
         x_ND = x_ND + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x_ND))))
         return x_ND, taps | {"block_rms": when(probe, rms, x_ND)}
@@ -186,21 +204,21 @@ class Transformer(nnx.Module):
         self.final_norm = norm(config.d_model)
         self.head = linear(config.d_model, config.vocab_size)
 
-    def __call__(self, tokens_BT: jax.Array, probe):
+    def __call__(self, tokens_BT: jax.Array, probe, h: dict):
         x_ND = self.embed(tokens_BT.reshape(-1))
         per_block = []
         for block in self.blocks:
-            x_ND, taps = block(x_ND, tokens_BT.shape[0], probe)
+            x_ND, taps = block(x_ND, tokens_BT.shape[0], probe, h)
             per_block.append(taps)
         logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
-        taps = {name: jnp.stack([t[name] for t in per_block]) for name in per_block[0]}
+        taps = jax.tree.map(lambda *each: jnp.stack(each), *per_block) if per_block else {}
         output = when(probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV)
         return logits_NV, taps | output
 
 
-def init(config: ModelConfig, key: jax.Array) -> dict:
+def init(config: ModelConfig, key: jax.Array, h: dict = PAPER) -> dict:
     """Parameters as a nested dict of float32 arrays: embedding normal with std 1/√D, norms 1, every other weight
-    truncated normal with std 1/√fan_in.
+    truncated normal with std 1/√fan_in; head and queries times `h["head_init"]` and `h["query_init"]`.
 
     Tensors of one kind and shape are one draw, stacked: every draw is half a second of compilation on a CPU.
     """
@@ -213,11 +231,15 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
     for n, ((kind, shape), members) in enumerate(groups.items()):
         stacked = kinds[kind](jax.random.fold_in(key, n), (len(members), *shape), jnp.float32)
         drawn |= dict(zip(members, stacked, strict=True))
-    return jax.tree.unflatten(tree, [drawn[i] for i in range(len(leaves))])
+    params = jax.tree.unflatten(tree, [drawn[i] for i in range(len(leaves))])
+    params["head"]["kernel"] *= h["head_init"]
+    for block in params.get("blocks", {}).values():
+        block["attention"]["query"]["kernel"] *= h["query_init"]
+    return params
 
 
-def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True) -> tuple[jax.Array, dict]:
-    """Logits (N, V) in float32 for integer tokens (B, T), and the taps.
+def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True, h: dict = PAPER):
+    """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `h`: `attention_power` and `kappa`.
 
     Taps: per block (L,) `max_attention_logit` (largest |logit| over causal entries), mean `q_norm` and `k_norm` as
     they enter the product, `qk_cosine` (mean |cosine| of the last query with every key), `block_rms` (RMS of the
@@ -226,7 +248,7 @@ def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True) -
     graphdef, state = _skeleton(config)
     state = jax.tree.map(lambda x: x, state)  # a copy: the skeleton is shared between traces
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)(tokens_BT, probe)
+    return nnx.merge(graphdef, state)(tokens_BT, probe, h)
 
 
 @functools.cache

@@ -3,17 +3,24 @@
 Every hyperparameter is a traced input, so one executable serves a whole sweep.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from proxies_lib.config import HyperParams
+from proxies_lib.model import rms as rms_of
+from proxies_lib.model import when
+
+RMS_FLOOR = 1e-3  # of RMS-scaled learning rates (P1, Fig. E.14)
 
 
 def inputs(h: HyperParams) -> dict[str, float]:
     """The hyperparameters a compiled step reads, as numbers."""
-    names = ("steps", "warmup_steps", "lr", "min_lr", "weight_decay", "z_loss", "b1", "b2", "eps", "clip_norm")
-    return {name: float(getattr(h, name)) for name in names} | {"coupled": float(h.decay == "coupled")}
+    numbers = {f.name: float(getattr(h, f.name)) for f in dataclasses.fields(h) if f.type in (int, float)}
+    del numbers["seed"]
+    return numbers | {"coupled": float(h.decay == "coupled"), "rms_scaled": float(h.lr_scaling == "rms")}
 
 
 def schedule(step, h: dict) -> jax.Array:
@@ -34,7 +41,18 @@ def adam(h: dict) -> optax.GradientTransformation:
 
 
 def descend(params, delta, step, h: dict):
-    """θ − s_t(η·Δ + λθ), or θ − s_t·η(Δ + λθ) when coupled (P1, section 3.3). Decay applies to every tensor."""
+    """θ − s_t(η·Δ + λθ), or θ − s_t·η(Δ + λθ) when coupled (P1, section 3.3). Decay applies to every tensor.
+
+    A tensor's own factor (`linear_lr`, RMS scaling) multiplies η·Δ alone, never the decay.
+    """
     s = schedule(step, h)
     shrink = s * h["weight_decay"] * jnp.where(h["coupled"] > 0, h["lr"], 1.0)
-    return jax.tree.map(lambda p, d: p - (s * h["lr"]) * d - shrink * p, params, delta)
+    scaled = h["rms_scaled"] > 0
+    rms = when(scaled, lambda tree: jax.tree.map(rms_of, tree), params)
+
+    def one(path, p, d, r):
+        factor = h["linear_lr"] if path[-1].key == "kernel" else 1.0
+        factor *= jnp.where(scaled, jnp.maximum(r, RMS_FLOOR), 1.0)
+        return p - (s * h["lr"] * factor) * d - shrink * p
+
+    return jax.tree.map_with_path(one, params, delta, rms)

@@ -17,7 +17,7 @@ import zlib
 import numpy as np
 import pandas as pd
 
-from proxies_lib.config import FIELDS, Run, UserError, flat, from_flat, key, recipe
+from proxies_lib.config import FIELDS, LATER, Run, UserError, flat, from_flat, key, recipe
 
 RESULTS = ("final_loss", "init_loss", "diverged", "diverged_step", "train_seconds")
 
@@ -73,7 +73,9 @@ class Found:
 
 @functools.lru_cache(maxsize=4)
 def _exported(path: str, _modified: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return pd.read_parquet(pathlib.Path(path) / "runs.parquet"), pd.read_parquet(pathlib.Path(path) / "curves.parquet")
+    runs, curves = (pd.read_parquet(pathlib.Path(path) / f"{name}.parquet") for name in ("runs", "curves"))
+    default = flat(Run())
+    return runs.assign(**{name: default[name] for name in LATER if name not in runs}), curves
 
 
 def exported(path: pathlib.Path | None) -> tuple[pd.DataFrame, pd.DataFrame] | None:

@@ -21,9 +21,9 @@ def cross_entropy(logits_NV: jax.Array, labels_N: jax.Array) -> tuple[jax.Array,
     return jnp.mean(log_z_N - label_N), jnp.mean(jnp.square(log_z_N))
 
 
-def init(config: ModelConfig, seed) -> dict:
+def init(config: ModelConfig, h: dict, seed) -> dict:
     """The state before step 0: parameters, Adam's moments, the step number."""
-    params = model.init(config, jax.random.key(seed))
+    params = model.init(config, jax.random.key(seed), h)
     opt = optim.adam(dict.fromkeys(("clip_norm", "b1", "b2", "eps"), 1.0)).init(params)
     return {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
 
@@ -35,16 +35,18 @@ def step(config: ModelConfig, h: dict, state: dict, tokens_BT: jax.Array, probe)
     """
 
     def loss_fn(params):
-        logits_NV, taps = model.apply(config, params, tokens_BT[:, :-1], probe)
+        logits_NV, taps = model.apply(config, params, tokens_BT[:, :-1], probe, h)
         ce, log2_z = cross_entropy(logits_NV, tokens_BT[:, 1:].reshape(-1))
         return ce + h["z_loss"] * log2_z, (ce, taps)
 
     (_, (ce, taps)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+    observed_grads = grads  # before the embedding's is scaled, and before clipping
+    grads = grads | {"embed": jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])}
     delta, opt = optim.adam(h).update(grads, state["opt"])
     params = optim.descend(state["params"], delta, state["step"], h)
-    tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": state["params"]}
+    tensors = {"grad_rms": observed_grads, "update_rms": delta, "param_rms": state["params"]}
     observed = model.when(probe, lambda t: jax.tree.map(model.rms, t), tensors)
-    gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(observed_grads)))
     return (
         {"params": params, "opt": opt, "step": state["step"] + 1},
         {"loss": ce, "gradient_norm": gradient_norm, "taps": taps, "tensors": observed},
@@ -59,11 +61,11 @@ def chunk(config: ModelConfig, h: dict, state: dict, tokens_CBT: jax.Array) -> t
     return state, metrics | last
 
 
-def evaluate(config: ModelConfig, params: dict, tokens_EBT: jax.Array) -> jax.Array:
+def evaluate(config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array) -> jax.Array:
     """Mean cross-entropy in nats per token over E batches of windows (B, T + 1)."""
 
     def one(total, tokens_BT):
-        logits_NV, _ = model.apply(config, params, tokens_BT[:, :-1], False)
+        logits_NV, _ = model.apply(config, params, tokens_BT[:, :-1], False, h)
         return total + cross_entropy(logits_NV, tokens_BT[:, 1:].reshape(-1))[0], None
 
     total, _ = jax.lax.scan(one, jnp.zeros(()), tokens_EBT)
@@ -85,13 +87,13 @@ class Trainer:
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
         h = {name: jax.ShapeDtypeStruct(lead, jnp.float32) for name in optim.inputs(Run().hparams)}
         start = jax.jit(each(functools.partial(init, config)))
-        state = jax.eval_shape(start, spec(lead))
+        state = jax.eval_shape(start, h, spec(lead))
         advance = jax.jit(each(functools.partial(chunk, config)), donate_argnums=1)
-        judge = jax.jit(each(functools.partial(evaluate, config), in_axes=(0, None)))
+        judge = jax.jit(each(functools.partial(evaluate, config), in_axes=(0, 0, None)))
         once = {"xla_backend_optimization_level": 0}  # drawn once a run: quick to compile is what counts
-        self.start = start.lower(spec(lead)).compile(compiler_options=once)
+        self.start = start.lower(h, spec(lead)).compile(compiler_options=once)
         self.advance = advance.lower(h, state, spec((*lead, train.log_every, *batch))).compile()
-        self.judge = judge.lower(state["params"], spec((train.eval_batches, *batch))).compile()
+        self.judge = judge.lower(h, state["params"], spec((train.eval_batches, *batch))).compile()
         self.compile_seconds = time.perf_counter() - started
 
     def train(self, runs: list[Run], dataset: "data.Dataset") -> list[dict]:
@@ -114,8 +116,8 @@ class Trainer:
             [dataset.batch("validation", 0, i, self.shape.batch_size, self.config.seq_len)
              for i in range(self.shape.eval_batches)]
         )  # fmt: skip
-        state = self.start(stack(seeds).astype(np.int32))
-        first = np.atleast_1d(self.judge(state["params"], held_out))
+        state = self.start(h, stack(seeds).astype(np.int32))
+        first = np.atleast_1d(self.judge(h, state["params"], held_out))
         points = []
         for begin in range(0, runs[0].hparams.steps, self.shape.log_every):
             tokens = stack([dataset.chunk(s, begin, self.shape, self.config.seq_len) for s in seeds])
@@ -123,7 +125,7 @@ class Trainer:
             points.append(jax.device_get(metrics))
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():
                 break
-        last = np.atleast_1d(self.judge(state["params"], held_out))
+        last = np.atleast_1d(self.judge(h, state["params"], held_out))
         seconds = (time.perf_counter() - started) / len(runs)
         lanes = range(len(runs))
         pick = (lambda i: [jax.tree.map(lambda x: x[i], p) for p in points]) if self.lanes else (lambda i: points)

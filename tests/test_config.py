@@ -14,12 +14,21 @@ def test_golden_key_guards_every_stored_run():
 
 
 def test_every_field_and_the_fingerprint_change_the_key(smoke):
-    other = {"data": "x", "qk_norm": "none", "compute_dtype": "bfloat16", "decay": "coupled", "d_head": 4}
+    other = {"data": "x", "qk_norm": "none", "compute_dtype": "bfloat16", "decay": "coupled", "d_head": 4,
+             "attention": "squared_relu", "lr_scaling": "rms"}  # fmt: skip
     seen = {config.key(smoke, "a"), config.key(smoke, "b")}
     for name, value in config.flat(smoke).items():
         scaled = value * 2 if isinstance(value, int) else value * 0.5 if isinstance(value, float) else None
         seen.add(config.key(replace(smoke, **{name: other.get(name, scaled if value else 1)}), "a"))
     assert len(seen) == 2 + len(config.FIELDS)
+
+
+def test_a_younger_field_at_its_default_leaves_keys_alone(smoke):
+    """Adding an intervention must not lose what was trained before it."""
+    before = {name: value for name, value in config.flat(smoke).items() if name not in config.LATER}
+    assert config.recipe(smoke) == config.digest({"schema": config.SCHEMA, **before})
+    assert config.from_flat(before) == smoke
+    assert config.recipe(replace(smoke, kappa=2.0)) != config.recipe(smoke)
 
 
 def test_floats_that_print_alike_have_one_key(smoke):
@@ -31,9 +40,11 @@ def test_defaults_are_the_papers():
     run = Run()
     assert config.flat(run) == {
         "data": "c4", "d_model": 256, "n_layers": 3, "d_head": 64, "vocab_size": 32101, "seq_len": 512,
-        "qk_norm": "per_head", "compute_dtype": "bfloat16", "batch_size": 256, "log_every": 100, "eval_batches": 20,
+        "qk_norm": "per_head", "compute_dtype": "bfloat16", "attention": "softmax", "batch_size": 256, "log_every": 100, "eval_batches": 20,
         "steps": 100_000, "warmup_steps": 5_000, "lr": 1e-2, "min_lr": 1e-5, "weight_decay": 1e-4,
-        "decay": "independent", "z_loss": 1e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip_norm": 1.0, "seed": 0,
+        "decay": "independent", "z_loss": 1e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip_norm": 1.0,
+        "linear_lr": 1.0, "head_init": 1.0, "query_init": 1.0, "attention_power": 0.5, "lr_scaling": "none",
+        "kappa": 1.0, "embedding_gradient": 1.0, "seed": 0,
     }  # fmt: skip
     assert run.tokens == 100_000 * 131_072
 
@@ -49,7 +60,7 @@ def test_paper_sizes_have_the_papers_n():
     [
         ("lr", "abc", "type float"), ("lr", float("nan"), "finite"), ("lr", 0.0, "above 0"), ("lr", True, "type float"),
         ("warmup_steps", 40, "below steps=40"), ("d_head", 6, "must divide d_model=8"), ("steps", 41, "multiple of"),
-        ("qk_norm", "yes", "one of none, per_head"), ("b2", 1.0, "[0, 1)"), ("nosuch", 1, "unknown field"),
+        ("qk_norm", "yes", "one of none, per_head, whole, kappa"), ("b2", 1.0, "[0, 1)"), ("nosuch", 1, "unknown field"),
         ("min_lr", 1.0, "at most lr"), ("d_model", 8.5, "type int"), ("seed", -1, "0 or more"),
     ],
 )  # fmt: skip

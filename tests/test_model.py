@@ -8,7 +8,14 @@ from proxies_lib import config, model, train
 CONFIG = config.ModelConfig(
     d_model=16, n_layers=2, d_head=8, vocab_size=50, seq_len=12, qk_norm="per_head", compute_dtype="float32"
 )
-OFF = config.ModelConfig(**{**CONFIG.__dict__, "qk_norm": "none"})
+
+
+def varied(**changes):
+    return config.ModelConfig(**{**CONFIG.__dict__, **changes})
+
+
+OFF = varied(qk_norm="none")
+H = {"attention_power": 1.0, "kappa": 30.0}
 
 
 def scrambled(config_, seed=0):
@@ -17,7 +24,7 @@ def scrambled(config_, seed=0):
     return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
 
 
-def reference(c, params, tokens):
+def reference(c, params, tokens, setting=model.PAPER):
     """The paper's forward pass in NumPy, token by token where it is simplest. Returns logits and taps."""
     p = jax.tree.map(np.asarray, params)
 
@@ -42,17 +49,23 @@ def reference(c, params, tokens):
             heads = []
             for n in range(c.n_heads):
                 cut = slice(n * c.d_head, (n + 1) * c.d_head)
-                q, k, v = (h @ a[w]["kernel"][:, cut] for w in ("query", "key", "value"))
+                q, k, v = (h @ a[w]["kernel"] for w in ("query", "key", "value"))
+                if c.qk_norm == "whole":
+                    q, k = norm(q, a["query_norm"]["scale"]), norm(k, a["key_norm"]["scale"])
+                q, k, v = q[:, cut], k[:, cut], v[:, cut]
                 if c.qk_norm == "per_head":
                     q, k = norm(q, a["query_norm"]["scale"]), norm(k, a["key_norm"]["scale"])
+                if c.qk_norm == "kappa":
+                    q, k = (np.sqrt(setting["kappa"] / np.mean(z**2, -1, keepdims=True)) * z for z in (q, k))
                 q, k = rotate(q), rotate(k)
                 lengths.append(np.linalg.norm(q, axis=-1))
                 out = np.zeros_like(v)
                 for t in range(len(h)):
-                    logits = k[: t + 1] @ q[t] / np.sqrt(c.d_head)
+                    logits = k[: t + 1] @ q[t] / c.d_head ** setting["attention_power"]
                     biggest = max(biggest, np.abs(logits).max())
                     w = np.exp(logits - logits.max())
-                    out[t] = (w / w.sum()) @ v[: t + 1]
+                    w = w / w.sum() if c.attention == "softmax" else np.maximum(logits, 0) ** 2 / np.sqrt(len(h))
+                    out[t] = w @ v[: t + 1]
                 heads.append(out)
             update[s] = np.concatenate(heads, -1) @ a["out"]["kernel"]
         x = x + update
@@ -66,12 +79,19 @@ def reference(c, params, tokens):
     return logits, taps | {"mean_output_logit": logits.mean(), "max_output_logit": logits.max()}
 
 
-@pytest.mark.parametrize("c", [CONFIG, OFF], ids=["qk-layernorm", "none"])
-def test_forward_pass_and_taps_agree_with_numpy(c):
+INTERVENTIONS = {
+    "qk-layernorm": (CONFIG, model.PAPER), "none": (OFF, model.PAPER), "1/d_head": (CONFIG, H),
+    "whole": (varied(qk_norm="whole"), model.PAPER), "kappa": (varied(qk_norm="kappa"), H),
+    "squared relu": (varied(attention="squared_relu"), model.PAPER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("c", "h"), INTERVENTIONS.values(), ids=INTERVENTIONS)
+def test_forward_pass_and_taps_agree_with_numpy(c, h):
     tokens = np.random.default_rng(0).integers(c.vocab_size, size=(3, c.seq_len))
     params = scrambled(c)
-    logits, taps = jax.jit(lambda p, t: model.apply(c, p, t))(params, tokens)
-    expected, expected_taps = reference(c, params, tokens)
+    logits, taps = jax.jit(lambda p, t, h: model.apply(c, p, t, True, h))(params, tokens, h)
+    expected, expected_taps = reference(c, params, tokens, h)
     np.testing.assert_allclose(logits.reshape(expected.shape), expected, rtol=2e-4, atol=2e-4)
     for name, value in expected_taps.items():
         np.testing.assert_allclose(taps[name], value, rtol=1e-4, err_msg=name)
@@ -128,10 +148,37 @@ def test_initial_weights_have_the_papers_distributions():
     assert a["query_norm"]["scale"].shape == (16,)
 
 
+def test_bigram_model_has_no_blocks_and_sees_one_token():
+    c = varied(n_layers=0)
+    params = scrambled(c)
+    assert sum(p.size for p in jax.tree.leaves(params)) == 2 * c.vocab_size * c.d_model + c.d_model
+    logits, taps = model.apply(c, params, np.array([[3, 7, 3]]))
+    np.testing.assert_array_equal(logits[0], logits[2])
+    assert set(taps) == {"mean_output_logit", "max_output_logit"}
+
+
+def test_kappa_bounds_the_logits_by_kappa_root_d_head():
+    c = varied(qk_norm="kappa")
+    tokens = np.random.default_rng(0).integers(c.vocab_size, size=(3, c.seq_len))
+    for kappa in (0.1, 100.0):
+        _, taps = model.apply(c, scrambled(c), tokens, True, {"attention_power": 0.5, "kappa": kappa})
+        largest = np.asarray(taps["max_attention_logit"])
+        assert np.all(largest <= kappa * np.sqrt(c.d_head) * 1.001) and np.all(largest > 0.5 * kappa)
+        np.testing.assert_allclose(taps["q_norm"], np.sqrt(kappa * c.d_head), rtol=1e-3)
+
+
+def test_mu_param_scales_the_initial_head_and_zeroes_queries():
+    plain = model.init(CONFIG, jax.random.key(0))
+    scaled = model.init(CONFIG, jax.random.key(0), model.PAPER | {"head_init": 0.5, "query_init": 0.0})
+    np.testing.assert_array_equal(scaled["head"]["kernel"], 0.5 * plain["head"]["kernel"])
+    a, b = (p["blocks"][1]["attention"] for p in (plain, scaled))
+    assert not np.any(b["query"]["kernel"]) and np.array_equal(a["key"]["kernel"], b["key"]["kernel"])
+
+
 def test_loss_at_initialization_is_ln_v_plus_a_half():
     c = config.ModelConfig(128, 2, 16, 4096, 64, "per_head", "float32")
     tokens = np.random.default_rng(0).integers(c.vocab_size, size=(1, 4, 65), dtype=np.int32)
-    loss = jax.jit(lambda t: train.evaluate(c, model.init(c, jax.random.key(1)), t))(tokens)
+    loss = jax.jit(lambda t: train.evaluate(c, model.PAPER, model.init(c, jax.random.key(1)), t))(tokens)
     assert float(loss) == pytest.approx(np.log(4096) + 0.5, abs=0.1)
 
 

@@ -29,10 +29,10 @@ def descend_n(h, params, grads_of, n):
 
 
 def grads_of(step):
-    return {"w": jnp.sin(jnp.arange(6.0) + step).reshape(2, 3), "scale": jnp.cos(jnp.arange(3.0) * (step + 1))}
+    return {"kernel": jnp.sin(jnp.arange(6.0) + step).reshape(2, 3), "scale": jnp.cos(jnp.arange(3.0) * (step + 1))}
 
 
-PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "scale": jnp.ones(3)}
+PARAMS = {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "scale": jnp.ones(3)}
 
 
 def test_coupled_decay_is_optax_adamw():
@@ -62,7 +62,7 @@ def test_first_update_is_the_sign_of_the_gradient():
     """Bias correction: at step 0 Δ = g/(|g| + ε), after a clip that keeps the sign."""
     h = hyper()
     delta, _ = optim.adam(h).update(grads_of(1), optim.adam(h).init(PARAMS))
-    np.testing.assert_allclose(delta["w"], np.sign(grads_of(1)["w"]), rtol=1e-4)
+    np.testing.assert_allclose(delta["kernel"], np.sign(grads_of(1)["kernel"]), rtol=1e-4)
 
 
 def test_clipping_bounds_the_gradient_that_adam_sees():
@@ -71,3 +71,27 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
     delta, _ = optim.adam(h).update(big, optim.adam(h).init(PARAMS))
     clipped = jax.tree.map(lambda g: g * 0.5 / optax.tree.norm(big), big)
     jax.tree.map(lambda d, g: np.testing.assert_allclose(d, g / (np.abs(g) + 1.0), rtol=1e-4), delta, clipped)
+
+
+def test_a_tensors_own_learning_rate_leaves_decay_alone():
+    """linear_lr moves kernels only, RMS scaling every tensor by max(RMS, 1e-3); decay is untouched (P1, E.14)."""
+    small = {"kernel": 0.01 * PARAMS["kernel"], "scale": jnp.full(3, 1e-6)}
+    still = hyper(weight_decay=1e-2, lr=0.1)
+
+    def moved(**changes):
+        h = hyper(weight_decay=1e-2, lr=0.1, **changes)
+        delta = jax.tree.map(jnp.ones_like, small)
+        stepped, decayed = (optim.descend(small, d, 2500, h) for d in (delta, jax.tree.map(jnp.zeros_like, small)))
+        return jax.tree.map(lambda d, s: float(jnp.mean(d - s)), decayed, stepped), decayed
+
+    normal, decayed = moved()
+    linear, also_decayed = moved(linear_lr=0.25)
+    assert linear["kernel"] == pytest.approx(0.25 * normal["kernel"], rel=1e-4)
+    assert linear["scale"] == pytest.approx(normal["scale"], rel=1e-4)
+    scaled, scaled_decayed = moved(lr_scaling="rms")
+    rms = float(jnp.sqrt(jnp.mean(small["kernel"] ** 2)))
+    assert scaled["kernel"] == pytest.approx(rms * normal["kernel"], rel=1e-3)
+    assert scaled["scale"] == pytest.approx(1e-3 * normal["scale"], rel=1e-2)
+    for other in (also_decayed, scaled_decayed):
+        jax.tree.map(np.testing.assert_array_equal, decayed, other)
+    assert float(optim.schedule(2500, still)) == pytest.approx(0.5)

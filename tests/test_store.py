@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from proxies_lib import config, store
@@ -77,3 +78,20 @@ def test_export_replaces_equal_recipes_and_keeps_other_runs(tmp_path, smoke):
         store.export(*store.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")
     runs, curves = store.exported(tmp_path / "out")
     assert sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")] and len(curves) == 6
+
+
+def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(tmp_path, smoke):
+    store.write(tmp_path, meta(smoke), CURVES)
+    runs, curves = store.table(find([smoke], tmp_path), tmp_path)
+    older = runs.drop(columns=["kappa"])  # written before the field existed
+    stale = runs.assign(recipe="of another schema", key="other")
+    store.write_atomically(
+        tmp_path / "out" / "runs.parquet", pd.concat([older, stale.drop(columns=["kappa"])]).to_parquet()
+    )
+    store.write_atomically(tmp_path / "out" / "curves.parquet", curves.to_parquet())
+    assert find([smoke], tmp_path / "empty", tmp_path / "out")[0].layer == "table"
+    other = replace(smoke, seed=5)
+    store.write(tmp_path, meta(other), CURVES)
+    store.export(*store.table(find([other], tmp_path), tmp_path), tmp_path / "out")
+    kept, _ = store.exported(tmp_path / "out")
+    assert sorted(kept["seed"]) == [0, 5] and kept["kappa"].tolist() == [1.0, 1.0]

@@ -47,7 +47,9 @@ def test_hyperparameters_are_inputs_one_program_serves_them_all(trainer, smoke):
         lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
     )
     changes = [{"lr": 0.3}, {"decay": "coupled", "weight_decay": 0.1}, {"z_loss": 0.0}, {"eps": 1e-6}, {"b2": 0.99},
-               {"warmup_steps": 10}, {"seed": 3}, {"steps": 20}, {"clip_norm": 0.1}, {"min_lr": 1e-3}]  # fmt: skip
+               {"warmup_steps": 10}, {"seed": 3}, {"steps": 20}, {"clip_norm": 0.1}, {"min_lr": 1e-3},
+               {"linear_lr": 0.5}, {"head_init": 0.5}, {"query_init": 0.0}, {"attention_power": 1.0},
+               {"lr_scaling": "rms"}, {"embedding_gradient": 0.01}]  # fmt: skip
     losses = {trainer.train([replace(smoke, **change)], SYNTHETIC)[0]["final_loss"] for change in changes}
     assert len(losses) == len(changes) and not compiled
     Trainer(*replace(smoke, d_model=16).program)
