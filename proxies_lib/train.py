@@ -31,7 +31,7 @@ def init(config: ModelConfig, h: dict, seed) -> dict:
 def step(config: ModelConfig, h: dict, state: dict, tokens_BT: jax.Array, probe) -> tuple[dict, dict]:
     """One optimizer step on windows (B, T + 1): the next state, and its loss, gradient norm, taps and tensor RMS.
 
-    Gradient RMS is taken before clipping; update RMS is Adam's output before LR and decay (P1's unscaled update).
+    Gradient RMS and norm are taken before the embedding's factor and before clipping; update RMS is Adam's output before LR and decay (P1's unscaled update).
     """
 
     def loss_fn(params):
@@ -40,13 +40,12 @@ def step(config: ModelConfig, h: dict, state: dict, tokens_BT: jax.Array, probe)
         return ce + h["z_loss"] * log2_z, (ce, taps)
 
     (_, (ce, taps)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
-    observed_grads = grads  # before the embedding's is scaled, and before clipping
-    grads = grads | {"embed": jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])}
-    delta, opt = optim.adam(h).update(grads, state["opt"])
+    scaled = grads | {"embed": jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])}
+    delta, opt = optim.adam(h).update(scaled, state["opt"])
     params = optim.descend(state["params"], delta, state["step"], h)
-    tensors = {"grad_rms": observed_grads, "update_rms": delta, "param_rms": state["params"]}
+    tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": state["params"]}
     observed = model.when(probe, lambda t: jax.tree.map(model.rms, t), tensors)
-    gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(observed_grads)))
+    gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     return (
         {"params": params, "opt": opt, "step": state["step"] + 1},
         {"loss": ce, "gradient_norm": gradient_norm, "taps": taps, "tensors": observed},
