@@ -6,7 +6,6 @@ taps on. What is compared alternates in rounds, so a drift of the machine hits b
 
 import json
 import os
-import pathlib
 import resource
 import statistics
 import subprocess
@@ -116,48 +115,53 @@ def measure_step(seconds: float):
         }  # fmt: skip
 
 
+def sweep_seconds(shape: tuple[int, int], workers: int, seeds) -> tuple[list[float], list[config.Run]]:
+    """Seconds of a sweep for each seed, start of the workers included, and the runs of one: 7 learning rates × 2 arms
+    of 400 steps. The first seed meets an empty store and an empty compilation cache, the others a warm cache."""
+    walls = []
+    with tempfile.TemporaryDirectory() as scratch:
+        before, os.environ["PROXIES_CACHE"] = os.environ.get("PROXIES_CACHE"), f"{scratch}/cache"
+        try:
+            for seed in seeds:
+                base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
+                runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})
+                started = time.perf_counter()
+                sweep.run(sweep.plan(runs, f"{scratch}/store"), workers, "processes", quiet=True)
+                walls.append(time.perf_counter() - started)
+        finally:
+            os.environ.pop("PROXIES_CACHE")
+            if before is not None:
+                os.environ["PROXIES_CACHE"] = before
+    return walls, runs
+
+
 def measure_sweep(shapes, workers=(1, 2)):
-    """A row per shape and number of workers: 7 learning rates × 2 arms of 400 steps from an empty store, start of
-    the workers and compilation included (then again with a warm compilation cache, a new seed)."""
+    """A row per shape and number of workers: the sweep of `sweep_seconds`, cold, then with a warm cache."""
     for shape in shapes:
         for n in workers:
-            with tempfile.TemporaryDirectory() as scratch:
-                before, os.environ["PROXIES_CACHE"] = os.environ.get("PROXIES_CACHE"), f"{scratch}/cache"
-                try:
-                    walls = []
-                    for seed in (0, 1):
-                        base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
-                        runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})
-                        started = time.perf_counter()
-                        sweep.run(sweep.plan(runs, f"{scratch}/store"), n, "processes", quiet=True)
-                        walls.append(time.perf_counter() - started)
-                finally:
-                    os.environ.pop("PROXIES_CACHE")
-                    if before is not None:
-                        os.environ["PROXIES_CACHE"] = before
+            (cold, warm), runs = sweep_seconds(shape, n, seeds=(0, 1))
             tokens = sum(r.tokens for r in runs)
             yield {
-                "d_model": shape[0], "n_layers": shape[1], "workers": n, "runs": len(runs), "cold_s": walls[0],
-                "warm_s": walls[1], "cold_runs/hour": 3600 * len(runs) / walls[0],
-                "cold_tokens/s": tokens / walls[0], "warm_tokens/s": tokens / walls[1],
+                "d_model": shape[0], "n_layers": shape[1], "workers": n, "runs": len(runs), "cold_s": cold,
+                "warm_s": warm, "cold_runs/hour": 3600 * len(runs) / cold,
+                "cold_tokens/s": tokens / cold, "warm_tokens/s": tokens / warm,
             }  # fmt: skip
 
 
 def measure_store(counts):
     """A row per number of stored runs: seconds to write, plan and tabulate them, and peak memory (MiB) so far."""
     base = bench_run(SHAPES[0])
-    fingerprint = data.open_dataset("synthetic", base.model.vocab_size).fingerprint
+    dataset = data.open_dataset("synthetic", base.model.vocab_size)
     steps = np.arange(1, 33, dtype=np.int32) * 10 - 1
     curves = {name: np.linspace(0, 1, 32, dtype=np.float32) for name in (f"statistic/{i}" for i in range(80))}
-    result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
+    result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0,
+              "curves": curves | {"step": steps}}  # fmt: skip
     for count in counts:
         runs = [config.replace(base, seed=i) for i in range(count)]
         with tempfile.TemporaryDirectory() as scratch:
             started = time.perf_counter()
             for run in runs:
-                meta = {"key": config.key(run, fingerprint), "config": config.flat(run), "result": result,
-                        "provenance": {"fingerprint": fingerprint}}  # fmt: skip
-                store.write(pathlib.Path(scratch), meta, curves | {"step": steps})
+                sweep.record(scratch, run, dataset, result)
             wrote = time.perf_counter()
             plan = sweep.plan(runs, scratch)
             planned = time.perf_counter()

@@ -194,7 +194,9 @@ def provenance() -> dict[str, str]:
     return {"device": device, "python": platform.python_version(), **versions, "commit": commit()}
 
 
-def _record(folder, run: Run, dataset: data.Dataset, result: dict):
+def record(folder, run: Run, dataset: data.Dataset, result: dict):
+    """Store a result of `Trainer.train` with its configuration and the provenance of this process."""
+    result = dict(result)
     curves = result.pop("curves")
     meta = {
         "key": config.key(run, dataset.fingerprint),
@@ -260,7 +262,7 @@ def _run_lanes(plan: Plan, quiet: bool):
         for first in range(0, len(members), MAX_LANES):
             batch = [f.run for f in members[first : first + MAX_LANES]]
             for one, result in zip(batch, trainers[program].train(batch, dataset), strict=True):
-                _record(plan.folder, one, dataset, result)
+                record(plan.folder, one, dataset, result)
                 progress.add(plan.seconds[program], f"d {program[0].d_model}")
     progress.close()
 
@@ -367,5 +369,5 @@ def work(folder: str, core: int):
         dataset = data.open_dataset(one.data, one.model.vocab_size)
         if one.program not in trainers:
             trainers[one.program] = Trainer(*one.program)
-        _record(folder, one, dataset, trainers[one.program].train([one], dataset)[0])
+        record(folder, one, dataset, trainers[one.program].train([one], dataset)[0])
         print("done", file=replies, flush=True)
