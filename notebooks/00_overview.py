@@ -50,7 +50,7 @@ this = study(scale, overrides, train, publish)
 # The largest size of this scale, trained exactly as the paper's default says (with qk-layernorm), is enough to see S.
 
 # %% tags=["grid"]
-runs = grid(this.base, {("d_model", "n_layers"): this.sizes[-1:], "lr": this.lrs, "seed": this.seeds})
+runs = {"default": grid(this.base, {("d_model", "n_layers"): this.sizes[-1:], "lr": this.lrs, "seed": this.seeds})}
 
 # %%
 table, _ = sweep.collect(runs, this)

@@ -32,7 +32,7 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 from IPython.display import Markdown
 
 from proxies_lib import analysis, claims, plots, sweep
-from proxies_lib.config import PAPER_WINDOW, grid, study
+from proxies_lib.config import PAPER_WINDOW, grid, replace, study
 
 this = study(scale, overrides, train, publish)
 
@@ -43,8 +43,8 @@ this = study(scale, overrides, train, publish)
 # fixes the initialization and the order of the data; everything else is the paper's default set-up at this scale.
 
 # %% tags=["grid"]
-sizes, arms = this.sizes, ("none", "per_head")
-runs = grid(this.base, {("d_model", "n_layers"): sizes, "qk_norm": arms, "lr": this.lrs, "seed": this.seeds})
+axes = {("d_model", "n_layers"): this.sizes, "lr": this.lrs, "seed": this.seeds}
+runs = {"without qk-layernorm": grid(replace(this.base, qk_norm="none"), axes), "with qk-layernorm": grid(this.base, axes)}
 
 # %%
 table, curves = sweep.collect(runs, this)

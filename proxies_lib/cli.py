@@ -112,7 +112,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _gather(options):
-    """Study, notebooks, and every run they ask for; all of it checked before anything is written."""
+    """Study, notebooks, every run they ask for now and after their predictions; checked before anything is written."""
     from proxies_lib import notebooks
 
     if options.workers is not None:
@@ -125,36 +125,44 @@ def _gather(options):
     study = config.study(options.scale, overrides, train=True)
     chosen = notebooks.choose(options.sections)
     parameters = {"scale": options.scale, "train": True, "publish": True, "overrides": overrides}
-    runs = [run for path in chosen for run in notebooks.runs_of(path, parameters)]
-    return study, chosen, parameters, runs, shard
+    asked = [notebooks.runs_of(path, parameters) for path in chosen]
+    runs, held_out = ([run for each in which for run in each] for which in zip(*asked, strict=True))
+    return study, chosen, parameters, runs, held_out, shard
 
 
 def _plan(options):
     from proxies_lib import sweep
 
-    _, _, _, runs, shard = _gather(options)
+    *_, runs, held_out, shard = _gather(options)
+    _say_held_out(held_out)
     print(sweep.plan(runs, prepare=False, shard=shard).describe(sweep.cores()))
 
 
 def _run(options):
     from proxies_lib import notebooks, store, sweep
 
-    study, chosen, parameters, runs, shard = _gather(options)
+    study, chosen, parameters, runs, held_out, shard = _gather(options)
+    _say_held_out(held_out)
     plan = sweep.plan(runs, shard=shard)
     print(plan.describe(sweep.cores()), flush=True)
     sweep.run(plan)
     if shard[1] > 1:
         print(f"shard {options.shard} is trained; run without --shard once every shard's store is in one place")
         return
-    done = sweep.plan(runs)
-    store.export(*store.table(list(done.found), done.folder), config.folder("papermill_runs") / study.label)
     _execute(notebooks, chosen, parameters, study.label)
+    done = sweep.plan(runs + held_out)
+    store.export(*store.table(list(done.found), done.folder), config.folder("papermill_runs") / study.label)
+
+
+def _say_held_out(runs):
+    if runs:
+        print(f"held out: {len(set(runs))} further runs, which a notebook trains after it has written its prediction")
 
 
 def _figures(options):
     from proxies_lib import notebooks
 
-    study, chosen, parameters, _, _ = _gather(options)
+    study, chosen, parameters, *_ = _gather(options)
     _execute(notebooks, chosen, parameters | {"train": False}, study.label)
 
 

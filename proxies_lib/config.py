@@ -276,8 +276,10 @@ class Study:
     """The protocol of one scale, fixed before any run: what notebooks sweep, and over which LR window S is taken.
 
     `window` is the scale's window of peak learning rates for S, three decades shifted with the optimum as P1's
-    appendix B advises; PAPER_WINDOW is shown beside it. `figure2` are the (size, LR) pairs of Fig. 2. `train` trains
-    what the store lacks; `publish` writes figures and verdicts.
+    appendix B advises; PAPER_WINDOW is shown beside it. `widths`, `depths` and `joint` are the series of Figs 7 and
+    E.3. `figure2` are the (size, LR) pairs of Fig. 2, `warmups` shares of the steps (Fig. 5). Fig. 9 is fitted on the
+    sizes `fitted` and predicts `held_out`. Fig. 4 lengthens training by `horizon` and tries other `vocabularies`.
+    `train` trains what the store lacks; `publish` writes figures and verdicts.
     """
 
     scale: str
@@ -286,7 +288,15 @@ class Study:
     lrs: tuple
     seeds: tuple
     window: tuple
+    widths: tuple
+    depths: tuple
+    joint: tuple
     figure2: tuple
+    warmups: tuple
+    fitted: tuple
+    held_out: tuple
+    horizon: int = 2
+    vocabularies: tuple = ()
     train: bool = False
     publish: bool = False
     overrides: tuple = ()
@@ -296,8 +306,20 @@ class Study:
         """Folder name of the outputs; a changed protocol never overwrites the scale's own."""
         return f"{self.scale}-custom" if self.overrides else self.scale
 
+    @property
+    def upper(self) -> tuple:
+        """The five highest LRs of the window: figures of the appendix that have no S are drawn over these."""
+        return self.window[-5:]
 
+    @property
+    def matched_decay(self) -> float:
+        """The independent decay with P1's λ · steps, one digit: λ alone says little about a much shorter training."""
+        return float(f"{PAPER_RUN.hparams.weight_decay * PAPER_RUN.hparams.steps / self.base.hparams.steps:.1g}")
+
+
+PAPER_RUN = Run()
 PAPER_WINDOW = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+PAPER_WARMUPS = (0.0005, 0.005, 0.05, 0.1, 0.25)
 
 
 def _base(data, d_head, vocab, seq, dtype, batch, log_every, evals, steps, warmup) -> Run:
@@ -311,26 +333,42 @@ def _base(data, d_head, vocab, seq, dtype, batch, log_every, evals, steps, warmu
 
 @functools.cache
 def scales() -> dict[str, Study]:
-    """The four scales. Warm-up is 5 % of the steps everywhere, as in P1."""
+    """The four scales. Warm-up is 5 % of the steps everywhere, as in P1.
+
+    On a laptop N grows by width at two layers: the same runs are then the width series of section 05 and the fit of
+    section 07. A warm-up of 0.05 % would be no step at all there, and is left out.
+    """
     half_decades = (*PAPER_WINDOW, 1.0)
+    named = ((256, 3), (512, 3), (512, 6), (768, 6), (768, 12), (1024, 12), (1024, 24), (2048, 24), (4096, 24))
     return {
         "smoke": Study(
             "smoke", _base("synthetic", 8, 64, 32, "float32", 4, 5, 4, 40, 2),
-            ((8, 1), (16, 1)), (1e-2, 1e-1, 1.0), (0, 1), (1e-2, 1e-1, 1.0), ((8, 1, 1.0), (16, 1, 1e-1)),
+            sizes=((8, 1), (16, 1)), lrs=(1e-2, 1e-1, 1.0), seeds=(0, 1), window=(1e-2, 1e-1, 1.0),
+            widths=((8, 1), (16, 1)), depths=((8, 1), (8, 2)), joint=((8, 1), (16, 2)),
+            figure2=((8, 1, 1.0), (16, 1, 1e-1)), warmups=(0.05, 0.25), fitted=((8, 1), (16, 1)), held_out=((24, 1),),
         ),
         "laptop": Study(
-            "laptop", _base("stdlib", 16, 1024, 64, "float32", 16, 10, 20, 320, 16),
-            ((16, 2), (32, 2), (64, 3)), half_decades, (0, 1, 2), half_decades[1:], ((16, 2, 1.0), (64, 3, 3e-1)),
+            "laptop", _base("stdlib", 16, 1024, 64, "float32", 8, 8, 20, 256, 13),
+            sizes=((16, 2), (32, 2), (64, 2)), lrs=half_decades, seeds=(0, 1, 2), window=half_decades[1:],
+            widths=((16, 2), (32, 2), (64, 2)), depths=((32, 2), (32, 4), (32, 8)), joint=((16, 1), (32, 2), (48, 4)),
+            figure2=((16, 2, 3e-1), (64, 2, 1e-1)), warmups=PAPER_WARMUPS[1:],
+            fitted=((16, 2), (32, 2), (48, 2), (64, 2)), held_out=((128, 2),), horizon=8, vocabularies=(4096,),
         ),
         "gpu": Study(
             "gpu", _base("c4", 64, 32101, 256, "bfloat16", 64, 50, 40, 10_000, 500),
-            ((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)), half_decades, (0, 1), PAPER_WINDOW,
-            ((256, 3, 1e-1), (768, 6, 3e-2)),
+            sizes=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)), lrs=half_decades, seeds=(0, 1),
+            window=PAPER_WINDOW, widths=((128, 6), (256, 6), (512, 6)),
+            depths=((256, 3), (256, 6), (256, 12), (256, 24)), joint=((128, 3), (256, 3), (512, 3), (512, 6)),
+            figure2=((256, 3, 1e-1), (768, 6, 3e-2)), warmups=PAPER_WARMUPS,
+            fitted=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)), held_out=((1024, 12),), horizon=4,
         ),
         "paper": Study(
             "paper", _base("c4", 64, 32101, 512, "bfloat16", 256, 100, 20, 100_000, 5_000),
-            ((256, 3), (512, 3), (512, 6), (768, 6), (768, 12), (1024, 12), (1024, 24), (2048, 24), (4096, 24)),
-            PAPER_WINDOW, (0,), PAPER_WINDOW, ((512, 3, 1e-1), (4096, 24, 1e-2)),
+            sizes=named, lrs=PAPER_WINDOW, seeds=(0,), window=PAPER_WINDOW,
+            widths=((256, 6), (512, 6), (1024, 6), (2048, 6)),
+            depths=((512, 3), (512, 6), (512, 12), (512, 24), (512, 48), (512, 96)), joint=named[:-1],
+            figure2=((512, 3, 1e-1), (4096, 24, 1e-2)), warmups=PAPER_WARMUPS, fitted=named[:-1], held_out=named[-1:],
+            horizon=1,
         ),
     }  # fmt: skip
 
@@ -363,6 +401,8 @@ def study(scale: str, overrides: dict | None = None, train: bool = False, publis
     if "sizes" in lists or "lrs" in lists:
         sizes, lrs = lists.get("sizes", chosen.sizes), lists.get("lrs", chosen.lrs)
         lists["figure2"] = ((*sizes[0], lrs[-1]), (*sizes[-1], lrs[-1]))
+    if "sizes" in lists:
+        lists |= dict.fromkeys(("widths", "depths", "joint", "fitted"), sizes)
     base = replace(chosen.base, **fields)
     grid(base, {("d_model", "n_layers"): lists.get("sizes", chosen.sizes), "lr": lists.get("lrs", chosen.lrs)})
     changed = tuple(sorted((k, json.dumps(v)) for k, v in (overrides or {}).items()))

@@ -27,13 +27,16 @@ def choose(names: list[str]) -> list[pathlib.Path]:
     return sorted(set(chosen), key=lambda path: (path.name.startswith("00"), path))
 
 
-def runs_of(path: pathlib.Path, parameters: dict) -> list[Run]:
-    """The runs a section asks for: its cells tagged `setup` and `grid`, executed with `parameters`."""
+def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
+    """The runs a section asks for, from its cells tagged `setup` and `grid`, executed with `parameters`.
+
+    The second list is what the grid calls `held_out`: runs that the notebook trains itself, after a prediction.
+    """
     space = dict(parameters)
     for cell in jupytext.read(path).cells:
         if {"setup", "grid"} & set(cell.metadata.get("tags", [])):
             exec(compile(cell.source, path.name, "exec"), space)
-    return space["runs"]
+    return tuple([run for runs in space.get(name, {}).values() for run in runs] for name in ("runs", "held_out"))
 
 
 def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:

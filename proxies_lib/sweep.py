@@ -131,18 +131,23 @@ def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False)
         _run_lanes(plan, quiet)
 
 
-def collect(runs: list[Run], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(runs: dict[str, list[Run]], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What notebooks call: print the plan, train what is missing if `study.train`, return runs and curves.
 
-    Reading (train=False) also looks into the scale's committed table; training never does.
+    `runs` maps the name of a method to its runs; the table has a row per method and run (a run may serve several),
+    in that order. Reading (train=False) also looks into the scale's committed table; training never does.
     """
     layer = None if study.train else config.folder("papermill_runs") / study.scale
-    the_plan = plan(runs, layer=layer, prepare=study.train)
+    everything = [one for each in runs.values() for one in each]
+    the_plan = plan(everything, layer=layer, prepare=study.train)
     print(the_plan.describe(cores()))
     if study.train:
         run(the_plan)
-        the_plan = plan(runs)
-    return store.table(list(the_plan.found), the_plan.folder, layer)
+        the_plan = plan(everything)
+    table, curves = store.table(list(the_plan.found), the_plan.folder, layer)
+    position = {f.run: i for i, f in enumerate(the_plan.found)}
+    rows = [table.iloc[[position[one] for one in dict.fromkeys(each)]].assign(method=m) for m, each in runs.items()]
+    return pd.concat(rows, ignore_index=True), curves
 
 
 def cores() -> int:

@@ -1,0 +1,47 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3 · Warm-up
+#
+# **Question.** How much of the sensitivity to the learning rate does a longer warm-up remove?
+#
+# **The paper** (section 3.2.1; Figure 5) varies the warm-up from 0.05 % to 25 % of the training and says: a longer
+# warm-up lowers LR sensitivity and loss, most of all for large models.
+
+# %% tags=["parameters"]
+scale = "laptop"  # smoke | laptop | gpu | paper
+train = False  # True trains the runs that the store lacks; False only reads
+publish = False  # True writes figures and verdicts (training always does)
+overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
+
+# %% tags=["setup"]
+from IPython.display import Markdown
+
+from proxies_lib import analysis, claims, plots, sweep
+from proxies_lib.config import grid, replace, study
+
+this = study(scale, overrides, train, publish)
+
+# %% [markdown]
+# ## The runs
+#
+# Every size over the window of learning rates for each warm-up, as shares of the steps; 5 % is the default.
+
+# %% tags=["grid"]
+b = this.base
+axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
+warmups = {f"warm-up {100 * share:g} %": round(share * b.hparams.steps) for share in this.warmups}
+runs = {name: grid(replace(b, warmup_steps=steps), axes) for name, steps in warmups.items()}
+
+# %%
+table, curves = sweep.collect(runs, this)

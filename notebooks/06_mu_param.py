@@ -1,0 +1,64 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 6 · µParam and other parameterizations
+#
+# **Question.** µParam keeps the best learning rate fixed while the width grows. Does it also make training more stable?
+#
+# **The paper** (section 3.2.4 and appendix E; Figures 8, E.4, E.5, E.6 and E.14) says: with µParam the best learning rate
+# stops moving, but neither the loss nor LR sensitivity gets better; it does not replace qk-layernorm. Its full form with
+# qk-layernorm survives a learning rate of 1. Scaling logits by 1/d_head instead of 1/√d_head is slightly better for the
+# smallest model, worse for the largest, and does not replace qk-layernorm either. Scaling a tensor's learning rate by its
+# RMS also fixes the best learning rate.
+
+# %% tags=["parameters"]
+scale = "laptop"  # smoke | laptop | gpu | paper
+train = False  # True trains the runs that the store lacks; False only reads
+publish = False  # True writes figures and verdicts (training always does)
+overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
+
+# %% tags=["setup"]
+from IPython.display import Markdown
+
+from proxies_lib import analysis, claims, plots, sweep
+from proxies_lib.config import grid, replace, study
+
+this = study(scale, overrides, train, publish)
+
+# %% [markdown]
+# ## The runs
+#
+# *Simple* µParam divides the learning rate of linear layers by the width relative to the smallest model's;
+# *intermediate* also shrinks the head's initialization, *full* also scales logits by 1/d_head and starts queries at
+# zero. LR × RMS multiplies a tensor's learning rate by max(RMS, 1e-3), so its grid is ten times higher.
+
+# %% tags=["grid"]
+b, off, base_width = this.base, replace(this.base, qk_norm="none"), this.sizes[0][0]
+rest = {"lr": this.window, "seed": this.seeds}
+standard = {("d_model", "n_layers"): this.sizes} | rest
+simple = {("d_model", "n_layers", "linear_lr"): [(d, n, base_width / d) for d, n in this.sizes]} | rest
+runs = {"standard": grid(b, standard), "µParam (simple)": grid(b, simple)}
+runs |= {"standard, no qk-layernorm": grid(off, standard), "µParam (simple), no qk-layernorm": grid(off, simple)}
+runs |= {"LR × RMS": grid(replace(b, lr_scaling="rms"), standard | {"lr": tuple(10 * lr for lr in this.window)})}
+
+# %% tags=["grid"]
+(d, n), ends = this.sizes[-1], {("d_model", "n_layers"): (this.sizes[0], this.sizes[-1]), "lr": this.upper, "seed": this.seeds}
+head = {"d_model": d, "n_layers": n, "linear_lr": base_width / d, "head_init": (base_width / d) ** 0.5}
+full = head | {"attention_power": 1.0, "query_init": 0.0}
+runs |= {"µParam (intermediate)": grid(replace(b, **head), rest), "µParam (full)": grid(replace(b, **full), rest)}
+runs |= {"µParam (full), no qk-layernorm": grid(replace(off, **full), rest)}
+runs |= {"logits / d_head": grid(replace(b, attention_power=1.0), ends)}
+runs |= {"logits / d_head, no qk-layernorm": grid(replace(off, attention_power=1.0), ends)}
+
+# %%
+table, curves = sweep.collect(runs, this)
