@@ -59,8 +59,8 @@ table, _ = sweep.collect(runs, this)
 print(f"{len(table)} runs at {table['lr'].nunique()} learning rates, {table['seed'].nunique()} seeds")
 
 # %%
-loss = analysis.lr_curves(table, ["n_params"])
-sensitivity = analysis.lr_sensitivity(table, ["n_params"], this.window)
+loss = analysis.lr_curves(table, ["method", "n_params"])
+sensitivity = analysis.lr_sensitivity(table, ["method", "n_params"], this.window)
 figure = plots.figure0(loss, sensitivity, this.window)
 plots.save(figure, "fig00_method", {"loss": loss, "sensitivity": sensitivity}, table, this)
 

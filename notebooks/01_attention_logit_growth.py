@@ -31,8 +31,8 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 # %% tags=["setup"]
 from IPython.display import Markdown
 
-from proxies_lib import analysis, claims, plots, sweep
-from proxies_lib.config import PAPER_WINDOW, grid, replace, study
+from proxies_lib import analysis, checks, claims, plots, sweep
+from proxies_lib.config import grid, replace, study
 
 this = study(scale, overrides, train, publish)
 
@@ -63,18 +63,13 @@ print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.tra
 # end under-trains, and that alone raises S.
 
 # %%
-by = ["qk_norm", "n_params"]
-loss = analysis.lr_curves(table, by)
-here, paper = (tuple(lr for lr in window if lr in this.lrs) for window in (this.window, PAPER_WINDOW))
-sensitivity = {
-    f"window {here[0]:g} – {here[-1]:g}": analysis.lr_sensitivity(table, by, here),
-    f"the paper's LRs {paper[0]:g} – {paper[-1]:g}": analysis.lr_sensitivity(table, by, paper),
-}
-figure = plots.figure1(loss, sensitivity)
+by = ["method", "n_params"]
+loss, sensitivity = analysis.lr_curves(table, by), analysis.sensitivities(table, by, this)
+figure = plots.figure_sweep(loss, sensitivity)
 plots.save(figure, "fig01_lr_sensitivity", {"loss": loss, **sensitivity}, table, this)
 
 # %% [markdown]
-# The numbers behind the lower panels, in nats, with 95 % bootstrap intervals over seeds:
+# The numbers behind the lower panels, in nats, with 95 % t intervals over seeds:
 
 # %%
 for window, frame in sensitivity.items():
@@ -96,10 +91,11 @@ failing.pivot(index=by, columns="seed", values="diverging_lr").round(3)
 
 # %%
 points = analysis.at(table, this.figure2)
-observed = analysis.curves_of(points, curves).merge(points[["key", "point"]], on="key")
-columns = ["key", "seed", "qk_norm", "n_params", "lr", "step"]
-figure = plots.figure2(observed)
-plots.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, "loss", "max_attention_logit/0"]]}, points, this)
+observed = analysis.curves_of(points, curves)
+columns, logit = ["key", "seed", "method", "n_params", "lr", "step"], "max_attention_logit/0"
+quantities = {"loss": ("training loss (nats/token)", "linear"), logit: ("max |attention logit|, block 0", "log")}
+figure = plots.figure_trajectories(observed, quantities, plots.points_of(observed), {logit: (1e4, "10⁴")})
+plots.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *quantities]]}, points, this)
 
 # %% [markdown]
 # ## Figure E.1 · norms or alignment?
@@ -108,8 +104,10 @@ plots.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, "l
 # align, the cosine rises; if they grow by length, the norms do.
 
 # %%
-figure = plots.figure_e1(observed)
-plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, "q_norm/0", "k_norm/0", "qk_cosine/0"]]}, points, this)
+quantities = {"q_norm/0": ("mean ‖q‖, block 0", "log"), "k_norm/0": ("mean ‖k‖, block 0", "log"),
+              "qk_cosine/0": ("mean |cos(q, k)|, block 0", "linear")}  # fmt: skip
+figure = plots.figure_trajectories(observed, quantities, plots.points_of(observed))
+plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quantities]]}, points, this)
 
 # %% [markdown]
 # ## Verdicts
@@ -118,7 +116,7 @@ plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, "q_no
 # *holds* only if the whole interval lies on the claimed side.
 
 # %%
-verdicts = claims.publish(claims.attention_logit_growth(table, curves, this), "01", this)
+verdicts = claims.publish(checks.attention_logit_growth(table, curves, this), "01", this)
 Markdown(claims.markdown(verdicts))
 
 # %% tags=["nbval-check-output"]
