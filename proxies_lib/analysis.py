@@ -244,14 +244,18 @@ def predict_logits(probed: pd.DataFrame, sizes, name: str = "max_attention_logit
     for lr, rest in probed.groupby("lr"):
         for n in sizes:
             fit = polynomial_prediction(np.log10(rest["n_params"]), np.log10(rest[name]), np.log10(n))
-            rows.append({"lr": lr, "n_params": n, **dict(zip(("predicted", "lo", "hi"), 10 ** np.array(fit), strict=True))})
+            rows.append(
+                {"lr": lr, "n_params": n, **dict(zip(("predicted", "lo", "hi"), 10 ** np.array(fit), strict=True))}
+            )
     return pd.DataFrame(rows)
 
 
 def score(predicted: pd.DataFrame, held_out: pd.DataFrame, limit: float, name: str = "max_attention_logit/0"):
     """Every held-out run beside its prediction: `inside` its interval, and `foretold`: (predicted > limit) = failed."""
     both = held_out.merge(predicted, on=["n_params", "lr"])
-    return both.assign(inside=both[name].between(both["lo"], both["hi"]), foretold=(both["predicted"] > limit) == both["failed"])
+    return both.assign(
+        inside=both[name].between(both["lo"], both["hi"]), foretold=(both["predicted"] > limit) == both["failed"]
+    )
 
 
 def extrapolated(best: pd.DataFrame) -> pd.DataFrame:

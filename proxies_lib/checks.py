@@ -20,7 +20,11 @@ SAME_SHAPE = 0.05  # share of the learning: curves that differ by less have the 
 DECAY_ACTS = 1.0  # below this λ · steps (10 in P1) weight decay has shrunk nothing by the end
 FAR_FROM_EPS = 10.0  # a gradient RMS this many times ε does not feel ε
 BY = ["method", "n_params"]
-LOGIT, GRADIENT, UPDATE = "max_attention_logit/0", "grad_rms/blocks/0/mlp_in/kernel", "update_rms/blocks/0/mlp_in/kernel"
+LOGIT, GRADIENT, UPDATE = (
+    "max_attention_logit/0",
+    "grad_rms/blocks/0/mlp_in/kernel",
+    "update_rms/blocks/0/mlp_in/kernel",
+)
 KEY_GRADIENT = "grad_rms/blocks/0/attention/key/kernel"
 
 
@@ -144,7 +148,9 @@ def _drift(longest: pd.DataFrame, curves: pd.DataFrame, neither: str, z_only: st
     observed = analysis.curves_of(where(longest, lr=0.1, n_params=longest["n_params"].min()), curves)
     groups = observed.groupby(["method", "seed"])["mean_output_logit"]
     last, half = groups.last(), groups.apply(lambda x: x.iloc[len(x) // 2])
-    lost = analysis.with_loss(where(longest, lr=0.1, n_params=longest["n_params"].min())).set_index(["method", "seed"])["loss"]
+    lost = analysis.with_loss(where(longest, lr=0.1, n_params=longest["n_params"].min())).set_index(["method", "seed"])[
+        "loss"
+    ]
     return [
         check("4-drift", "4", "Without z-loss the output logits drift to very negative values.",
               f"mean output logit at the end, {here}", last[neither], "below", -10.0),
@@ -163,7 +169,9 @@ def warmup(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> list[dict
     by = ["method", "share", "n_params"]
     s = analysis.lr_sensitivity_per_seed(runs, by, study.window)
     best = analysis.optimum(runs, by)
-    ends = [analysis.slopes(where(s, n_params=n), "S", "share") for n in (runs["n_params"].max(), runs["n_params"].min())]
+    ends = [
+        analysis.slopes(where(s, n_params=n), "S", "share") for n in (runs["n_params"].max(), runs["n_params"].min())
+    ]
     per_decade = "per decade of warm-up, nats"
     return [
         check("5-sensitivity", "5", "A longer warm-up lowers LR sensitivity.", f"slope of S {per_decade}, mean over N",
@@ -179,7 +187,9 @@ def weight_decay(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> lis
     """Figures 6 and E.10 (P1, section 3.2.2 and appendix E). The coupled arm gets the better of two windows."""
     independent, coupled = (where(table, method=m) for m in ("independent decay 1e-4", "coupled decay 0.1"))
     lower = study.lrs[: len(study.window)]
-    s_coupled = np.minimum(*(_series(analysis.lr_sensitivity_per_seed(coupled, BY, w), "S") for w in (study.window, lower)))
+    s_coupled = np.minimum(
+        *(_series(analysis.lr_sensitivity_per_seed(coupled, BY, w), "S") for w in (study.window, lower))
+    )
     s_independent = _series(analysis.lr_sensitivity_per_seed(independent, BY, study.window), "S")
     swept = where(table, method=["decay 1e-4", "a tenth of matched decay", "matched decay"])
     best = analysis.optimum(swept, ["method", "weight_decay", "n_params"])
@@ -197,7 +207,9 @@ def weight_decay(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> lis
 def width_vs_depth(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> list[dict]:
     """Figures 7, E.2 and E.3 (P1, section 3.2.3 and appendix E)."""
     width, depth, joint = "by width", "by depth", "jointly"
-    s = analysis.lr_sensitivity_per_seed(where(table, method=[m for m in table["method"].unique() if m != joint]), BY, study.window)
+    s = analysis.lr_sensitivity_per_seed(
+        where(table, method=[m for m in table["method"].unique() if m != joint]), BY, study.window
+    )
     steeper = analysis.slopes(where(s, method=depth), "S") - analysis.slopes(where(s, method=width), "S")
     best = analysis.optimum(where(table, method=[width, depth, joint]), BY)
     top = {m: where(best, method=m, n_params=where(best, method=m)["n_params"].max()).set_index("seed")["best_loss"]
@@ -241,7 +253,9 @@ def mu_param(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> list[di
     best = analysis.optimum(table, BY)
     drift = {m: np.abs(analysis.slopes(where(best, method=m).assign(log_lr=lambda f: np.log10(f["best_lr"])), "log_lr"))
              for m in (standard, simple, "LR × RMS")}  # fmt: skip
-    s = analysis.lr_sensitivity_per_seed(where(table, method=[standard, simple, standard + off, simple + off]), BY, study.window)
+    s = analysis.lr_sensitivity_per_seed(
+        where(table, method=[standard, simple, standard + off, simple + off]), BY, study.window
+    )
     in_upper = analysis.optimum(where(table, lr=study.upper), BY)
 
     def gain(frame, value, a, b, n=largest):
@@ -310,7 +324,10 @@ def adamw_epsilon(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> li
     swept, eps = where(table, method="default"), study.base.hparams.eps
     largest = swept["n_params"].max()
     rows = []
-    for figure, name, what in (("11", GRADIENT, "first MLP layer of block 0"), ("E.12", KEY_GRADIENT, "key projection of block 0")):
+    for figure, name, what in (
+        ("11", GRADIENT, "first MLP layer of block 0"),
+        ("E.12", KEY_GRADIENT, "key projection of block 0"),
+    ):
         seen = analysis.late(swept, curves, [name])
         seen = seen.assign(y=np.log10(seen[name]))
         rows += [
@@ -329,7 +346,9 @@ def _block_output(table, swept, curves, largest) -> list[dict]:
     deep = where(table, method="by depth", n_layers=where(table, method="by depth")["n_layers"].max())
     blocks = analysis.late(deep, curves, [f"block_rms/{i}" for i in range(deep["n_layers"].iloc[0])])
     blocks = blocks.melt(["seed", "lr"], [c for c in blocks if c.startswith("block_rms/")], "block")
-    blocks = blocks.assign(block=blocks["block"].str.removeprefix("block_rms/").astype(int) + 1, y=np.log10(blocks["value"]))
+    blocks = blocks.assign(
+        block=blocks["block"].str.removeprefix("block_rms/").astype(int) + 1, y=np.log10(blocks["value"])
+    )
     return [
         check("C1-n", "C.1", "The RMS of a block's output does not change with N.",
               f"|slope| of log10 RMS per decade of N, block {block}, mean over LRs", np.abs(analysis.slopes(seen, "y")), "below", 0.1),

@@ -177,7 +177,9 @@ def trajectories(ax, observed: pd.DataFrame, y: str):
                 ax.plot(run["step"].iloc[-1:], run[y].iloc[-1:], "x", ms=9, mew=2, color=color)
 
 
-def figure_trajectories(observed: pd.DataFrame, quantities: dict, titles: dict, lines: dict | None = None) -> plt.Figure:
+def figure_trajectories(
+    observed: pd.DataFrame, quantities: dict, titles: dict, lines: dict | None = None
+) -> plt.Figure:
     """Quantities against step: a row per quantity, a column per `point`, a line per run. Figures 2, 4, 12, 13, E.1, E.15.
 
     `quantities` maps a column to its label and axis scale, `titles` a point to its title, `lines` a column to a
@@ -229,10 +231,14 @@ def figure9(probed: dict, predicted: dict, quantity: str = "max_attention_logit/
 
     Lines are the fits, bands their prediction intervals, open points the held-out size, × runs that failed to train.
     """
-    fig, axes = plt.subplots(1, len(probed), figsize=(6.2 * len(probed), 4.8), layout="constrained", sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(probed), figsize=(6.2 * len(probed), 4.8), layout="constrained", sharey=True, squeeze=False
+    )
     for ax, (title, points) in zip(axes[0], probed.items(), strict=True):
         fits = predicted[title]
-        colors = dict(zip(sorted(points["lr"].unique()), sns.color_palette("viridis_r", points["lr"].nunique()), strict=True))
+        colors = dict(
+            zip(sorted(points["lr"].unique()), sns.color_palette("viridis_r", points["lr"].nunique()), strict=True)
+        )
         for lr, rest in points.groupby("lr"):
             fit = fits[np.isclose(fits["lr"], lr)].sort_values("n_params")
             ax.plot(fit["n_params"], fit["predicted"], color=colors[lr], lw=1.2)
@@ -261,7 +267,9 @@ def figure10(table: pd.DataFrame, bigram: pd.DataFrame, logits: pd.DataFrame) ->
     reference(left, bigram["loss"].mean(), "bigram: the same network without blocks", 0.02)
     left.set(xscale="log", xlabel="κ", ylabel=LOSS_AXIS)
     right.plot(logits["kappa"], logits["allowed"], "--", color="0.4", lw=1, label="κ √d_head, the most the map allows")
-    right.plot(logits["kappa"], logits["max_attention_logit/0"], marker, color=color, label="measured, block 0, whole training")
+    right.plot(
+        logits["kappa"], logits["max_attention_logit/0"], marker, color=color, label="measured, block 0, whole training"
+    )
     right.set(xscale="log", yscale="log", xlabel="κ", ylabel="max |attention logit|")
     left.legend()
     right.legend()
@@ -281,7 +289,14 @@ def figure_rms(panels: dict[str, pd.DataFrame], y: str, label: str, eps: float |
             zip(sorted(frame["line"].unique()), sns.color_palette("viridis_r", frame["line"].nunique()), strict=True))  # fmt: skip
         for value, rest in frame.groupby("line"):
             each = rest.groupby(x)[y].agg(["mean", "min", "max"])
-            ax.plot(each.index, each["mean"], "-o", ms=4, color=colors[value], label=f"N = {count(value)}" if by_size else f"LR {value:g}")
+            ax.plot(
+                each.index,
+                each["mean"],
+                "-o",
+                ms=4,
+                color=colors[value],
+                label=f"N = {count(value)}" if by_size else f"LR {value:g}",
+            )
             ax.fill_between(each.index, each["min"], each["max"], color=colors[value], alpha=0.2, lw=0)
         ax.set_yscale("log")
         ax.set_xlabel(names[x])
