@@ -212,10 +212,14 @@ def at_share(runs: pd.DataFrame, curves: pd.DataFrame, share: float) -> pd.DataF
 
 
 def probe(runs: pd.DataFrame, curves: pd.DataFrame, share: float) -> pd.DataFrame:
-    """`at_share`, with `failed`: whether the run lost more than FAILURE of what its best LR learned."""
-    failed = excess_loss(runs, ["method", "n_params"])[["key", "excess"]]
-    failed = failed.assign(failed=failed["excess"] > FAILURE).drop_duplicates("key")
-    return at_share(runs, curves, share).merge(failed, on="key")
+    """`at_share`, with `failed`: whether the run lost more than FAILURE of what its best LR, a lower one, learned."""
+    lost = excess_loss(runs, ["method", "n_params"])
+    best = lost.loc[lost.groupby(["method", "n_params", "seed"])["loss"].idxmin()]
+    lost = lost.merge(
+        best[["method", "n_params", "seed", "lr"]], on=["method", "n_params", "seed"], suffixes=("", "_best")
+    )
+    lost = lost.assign(failed=(lost["excess"] > FAILURE) & (lost["lr"] > lost["lr_best"])).drop_duplicates("key")
+    return at_share(runs, curves, share).merge(lost[["key", "failed"]], on="key")
 
 
 def polynomial_prediction(log_n, log_y, at_log_n: float, degree: int = 2) -> tuple[float, float, float]:

@@ -50,9 +50,10 @@ def _short(value) -> str:
 
 
 def bench_run(shape: tuple[int, int], **changes) -> config.Run:
-    """The run that is measured at (d, L)."""
+    """The run that is measured at (d, L), in the sizes in which the peers were measured."""
     base = config.replace(config.scales()["laptop"].base, data="synthetic", d_model=shape[0], n_layers=shape[1])
-    return config.replace(base, **({"d_head": 16, "vocab_size": 1024, "seq_len": 64, "batch_size": 16} | changes))
+    sizes = {"d_head": 16, "vocab_size": 1024, "seq_len": 64, "batch_size": 16, "log_every": 10, "steps": 320}
+    return config.replace(base, **(sizes | {"warmup_steps": 16} | changes))
 
 
 class _Training:

@@ -44,7 +44,7 @@ METHODS = {  # color, marker; several names of one configuration share them
     "qk-layernorm whole": ("#b5428c", "s"), "squared_relu attention": ("#3a9d5d", "^"),
 }  # fmt: skip
 LR_AXIS, LOSS_AXIS, N_AXIS = (
-    "peak learning rate", "final validation loss (nats/token)", "parameters N (without embedding and head)",
+    "peak learning rate", "final validation loss (nats/token)", "N, parameters of the blocks",
 )  # fmt: skip
 
 sns.set_theme("notebook", style="ticks", rc={
@@ -84,9 +84,12 @@ def _mean_and_band(ax, rest: pd.DataFrame, x: str, color, marker, label, dashed=
     ax.plot(broken[x], broken["high"], "x", ms=9, mew=2, color=color)
 
 
-def loss_against_lr(ax, curves: pd.DataFrame, by: str = "n_params"):
-    """Final loss against peak LR, a curve per N or per method: mean over seeds, band from least to largest."""
-    colors = size_colors(curves["n_params"])
+def loss_against_lr(ax, curves: pd.DataFrame, by: str = "n_params", sizes=None):
+    """Final loss against peak LR, a curve per N or per method: mean over seeds, band from least to largest.
+
+    `sizes` are all N of the figure, so that a size has the same color in every panel.
+    """
+    colors = size_colors(curves["n_params"] if sizes is None else sizes)
     for value, rest in curves.groupby(by, sort=by == "n_params"):
         color, marker = (colors[value], "o") if by == "n_params" else METHODS[value]
         _mean_and_band(ax, rest, "lr", color, marker, f"N = {count(value)}" if by == "n_params" else value)
@@ -139,10 +142,12 @@ def figure_sweep(curves: pd.DataFrame, sensitivities: dict[str, pd.DataFrame] | 
     parts = fig.subfigures(rows, 1, squeeze=False)[:, 0]
     above = parts[0].subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for ax, method in zip(above, methods, strict=True):
-        loss_against_lr(ax, curves[curves["method"] == method])
+        mine = curves[curves["method"] == method]
+        loss_against_lr(ax, mine, sizes=curves["n_params"])
         ax.set_title(method)
         ax.set_ylabel(LOSS_AXIS if ax is above[0] else "")
-        ax.legend()
+        if ax is above[0] or set(mine["n_params"]) != set(curves.loc[curves["method"] == methods[0], "n_params"]):
+            ax.legend()
     if sensitivities:
         below = parts[1].subplots(1, len(sensitivities), sharey=True, squeeze=False)[0]
         for ax, (title, frame) in zip(below, sensitivities.items(), strict=True):
@@ -168,13 +173,14 @@ def figure_by_size(curves: pd.DataFrame) -> plt.Figure:
 
 
 def trajectories(ax, observed: pd.DataFrame, y: str):
-    """`y` against step, a line per run (seed), colored by method; a diverged run ends in a ×."""
+    """`y` against step, colored by method: a faint line per run (seed), their median bold; a diverged run ends in ×."""
     for method, rest in observed.groupby("method", sort=False):
         color, _ = METHODS[method]
-        for i, (_, run) in enumerate(rest.groupby("key")):
-            ax.plot(run["step"], run[y], color=color, lw=1.2, alpha=0.8, label=None if i else method)
+        for _, run in rest.groupby("key"):
+            ax.plot(run["step"], run[y], color=color, lw=0.7, alpha=0.4)
             if run["diverged"].any():
                 ax.plot(run["step"].iloc[-1:], run[y].iloc[-1:], "x", ms=9, mew=2, color=color)
+        ax.plot(rest.groupby("step")[y].median(), color=color, lw=1.8, label=method)
 
 
 def figure_trajectories(
@@ -199,7 +205,8 @@ def figure_trajectories(
             ax.set_ylabel(label if not column else "")
             if name in (lines or {}):
                 reference(ax, *lines[name], 1.0)
-    axes[0, 0].legend()
+        if not column or set(mine["method"]) != set(observed.loc[observed["point"] == next(iter(titles)), "method"]):
+            axes[0, column].legend()
     return fig
 
 

@@ -54,7 +54,8 @@ class Plan:
             f"plan: {self.requested} runs requested, {len(self.found)} distinct, "
             f"{len(self.found) - len(self.missing)} stored, {len(self.missing)} to train"
         ]
-        for (model, _), members in groups.items():
+        for program, members in groups.items():
+            model = program[0]
             todo = [f for f in members if not f.layer]
             layers = collections.Counter(f.layer for f in members if f.layer)
             have = ", ".join(f"{n} in {layer}" for layer, n in layers.items())
@@ -64,7 +65,7 @@ class Plan:
                 else ""
             )
             lines.append(
-                f"  d {model.d_model}, {model.n_layers} layers, qk_norm {model.qk_norm}, N {model.n_params:,}: "
+                f"  d {model.d_model}, {model.n_layers} layers, {_kind(program)}, N {model.n_params:,}: "
                 + "; ".join(part for part in (have, need) if part)
             )
         if any(f.layer == "table, other corpus" for f in self.found):
@@ -81,6 +82,14 @@ class Plan:
                 f"measured on stored runs of its program, else its FLOPs at {FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s a core"
             )
         return "\n".join(lines)
+
+
+def _kind(program: tuple) -> str:
+    """What tells programs of one size apart, in words."""
+    model, train = program
+    odd = "" if model.attention == "softmax" else f", {model.attention} attention"
+    dtype = "" if model.compute_dtype == "float32" else f", {model.compute_dtype}"
+    return f"qk_norm {model.qk_norm}{odd}, batch {train.batch_size}, vocabulary {model.vocab_size}{dtype}"
 
 
 def _duration(seconds: float) -> str:
