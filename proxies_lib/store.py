@@ -178,7 +178,7 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path):
     curves = _four_digits(curves.drop(columns=left_out))
     if (below := exported(target)) is not None:
         kept = below[0][~below[0]["recipe"].isin(runs["recipe"])]
-        kept = kept[[_reachable(row) for row in kept.to_dict("records")]]
+        kept = kept[np.array([_reachable(row) for row in kept.to_dict("records")], bool)]
         runs = pd.concat([kept, runs], ignore_index=True)
         curves = pd.concat([below[1][below[1]["key"].isin(kept["key"])], curves], ignore_index=True)
     runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)

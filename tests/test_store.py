@@ -76,6 +76,7 @@ def test_export_replaces_equal_recipes_and_keeps_other_runs(tmp_path, smoke):
         folder = tmp_path / fingerprint / str(run.hparams.seed)
         store.write(folder, meta(run, fingerprint), CURVES)
         store.export(*store.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")
+        store.export(*store.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")  # and again
     runs, curves = store.exported(tmp_path / "out")
     assert sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")] and len(curves) == 6
 
@@ -95,3 +96,13 @@ def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(t
     store.export(*store.table(find([other], tmp_path), tmp_path), tmp_path / "out")
     kept, _ = store.exported(tmp_path / "out")
     assert sorted(kept["seed"]) == [0, 5] and kept["kappa"].tolist() == [1.0, 1.0]
+
+
+def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, smoke):
+    values = np.array([np.pi, -1e-30, np.nan, np.inf, 0.0], np.float32)
+    curves = {"step": np.arange(5, dtype=np.int32), "loss": values, "param_rms/a": values, "grad_rms/n/scale": values}
+    store.write(tmp_path, meta(smoke), curves)
+    store.export(*store.table(find([smoke], tmp_path), tmp_path), tmp_path / "out")
+    _, exported = store.exported(tmp_path / "out")
+    assert set(exported) == {"step", "loss", "key"}
+    np.testing.assert_allclose(exported["loss"], values, rtol=1.3e-4)
