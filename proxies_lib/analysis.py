@@ -22,7 +22,13 @@ def protocol_table() -> pd.DataFrame:
         b, m = s.base, s.base.model
         columns[s.scale] = {
             "data": f"{b.data}, vocabulary {m.vocab_size}",
-            "width × layers": ", ".join(f"{d}×{n}" for d, n in s.sizes),
+            "width × layers": _sizes(s.sizes),
+            "by width (Fig. 7)": _sizes(s.widths),
+            "by depth (Fig. 7)": _sizes(s.depths),
+            "jointly (Fig. E.3)": _sizes(s.joint),
+            "fitted → predicted (Fig. 9)": f"{_sizes(s.fitted)} → {_sizes(s.held_out)}",
+            "warm-ups (Fig. 5)": ", ".join(f"{100 * share:g} %" for share in s.warmups),
+            "longest training (Fig. 4)": f"{s.horizon * b.hparams.steps} steps",
             "batch × length": f"{b.train.batch_size} × {m.seq_len}",
             "steps (warm-up)": f"{b.hparams.steps} ({b.hparams.warmup_steps})",
             "seeds": str(len(s.seeds)),
@@ -31,6 +37,10 @@ def protocol_table() -> pd.DataFrame:
             "compute": m.compute_dtype,
         }
     return pd.DataFrame(columns)
+
+
+def _sizes(sizes) -> str:
+    return ", ".join(f"{d}×{n}" for d, n in sizes)
 
 
 def markdown(table: pd.DataFrame) -> str:

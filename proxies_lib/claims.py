@@ -89,6 +89,42 @@ def short(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(effect=effect)[["figure", "statement", "measure", "effect", "n", "verdict", "note"]]
 
 
-def markdown(rows: pd.DataFrame) -> str:
-    """The short scoreboard as a Markdown table."""
-    return analysis.markdown(short(rows))
+def figure_stem(figure: str) -> str:
+    """File name of a figure of P1, up to what describes it: 9 → fig09, E.1 → figE01."""
+    letter, _, number = figure.rpartition(".")
+    return f"fig{letter}{int(number):02d}"
+
+
+def markdown(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
+    """The short scoreboard as a Markdown table; with a `label`, linked to its notebooks, figures and data.
+
+    `up` is the way from the reader's folder to the project's.
+    """
+    shown = short(rows)
+    if label:
+        names = {path.stem[:2]: path.stem for path in (config.root() / "notebooks").glob("[0-9]*_*.py")}
+        drawn = {path.stem.split("_")[0]: path.stem for path in (config.folder("figures") / label).glob("*.png")}
+        stems = [drawn.get(figure_stem(f), figure_stem(f)) for f in rows["figure"]]
+        where = f"{up}figures/{label}/"
+        links = [
+            f"[{section}]({up}papermill_runs/{label}/{names[section]}.ipynb) [csv]({where}{stem}.csv)"
+            for section, stem in zip(rows["section"], stems, strict=True)
+        ]
+        figures = [f"[{f}]({where}{stem}.png)" for f, stem in zip(rows["figure"], stems, strict=True)]
+        shown = shown.assign(figure=figures, **{"notebook, data": links})
+    return analysis.markdown(shown)
+
+
+def tally(rows: pd.DataFrame) -> str:
+    """How many claims hold, do not, and cannot be tested, in a sentence."""
+    n = rows["verdict"].value_counts()
+    undecided = rows["note"].str.contains("undecided").sum()
+    return (f"Of {len(rows)} checks on {rows['figure'].nunique()} figures, {n.get(HOLDS, 0)} hold, {n.get(FAILS, 0)} do not "
+            f"({undecided} of them undecided: the interval includes the threshold), and {n.get(UNTESTABLE, 0)} cannot be "
+            "tested at this scale.")  # fmt: skip
+
+
+def against(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Claims of two scoreboards side by side: `verdict` and `effect` of each, `same` where the verdicts agree."""
+    both = rows.merge(other, on="claim", suffixes=("", "_other"))
+    return both.assign(same=both["verdict"] == both["verdict_other"])

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="laptop")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--readme", action="store_true", help="write the scoreboard between README's markers")
+    sub.add_argument("--against", metavar="LABEL", help="compare with the verdicts of another scale or protocol")
     sub = command("bench", _bench, "measure this machine: a train step beside the matmul peak, a sweep, the store")
     sub.add_argument("part", nargs="?", default="step", choices=("step", "sweep", "store"))
     sub.add_argument("--json", action="store_true")
@@ -187,7 +188,14 @@ def _claims(options):
 
     rows = claims.scoreboard(options.scale)
     if options.readme:
-        _write_between_markers(config.root() / "README.md", claims.markdown(rows))
+        text = f"{claims.tally(rows)}\n\n{claims.markdown(rows, options.scale)}"
+        _write_between_markers(config.root() / "README.md", text)
+    elif options.against:
+        both = claims.against(rows, claims.scoreboard(options.against))
+        for row in both[~both["same"]].itertuples():
+            print(f"{row.claim:22} {row.effect:10.3g} {row.verdict:26} {row.effect_other:10.3g} {row.verdict_other}")
+        held = both[both["verdict"] == claims.HOLDS]
+        print(f"same verdict: {both['same'].sum()} of {len(both)}; of those that hold: {held['same'].sum()} of {len(held)}")
     elif options.json:
         print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1, ensure_ascii=False))
     else:

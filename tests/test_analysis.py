@@ -36,14 +36,16 @@ def test_sensitivity_is_averaged_over_seeds_not_over_losses():
     assert s["S"].item() == pytest.approx(2 / 3) and s["n"].item() == 2
 
 
-def test_bootstrap_covers_the_mean_and_is_repeatable():
-    assert analysis.bootstrap([2.0]) == pytest.approx((2.0, np.nan, np.nan), nan_ok=True)
-    mean, lo, hi = analysis.bootstrap([1.0, 2.0, 3.0])
-    assert (mean, lo, hi) == (2.0, 1.0, 3.0)
-    many = np.random.default_rng(1).normal(0, 1, 400)
-    _, lo, hi = analysis.bootstrap(many)
-    assert hi - lo == pytest.approx(2 * 1.96 * many.std() / 20, rel=0.1)
-    assert analysis.bootstrap(many) == analysis.bootstrap(many)
+def test_the_interval_is_students_t_and_one_value_has_none():
+    assert analysis.interval([2.0]) == pytest.approx((2.0, np.nan, np.nan), nan_ok=True)
+    mean, lo, hi = analysis.interval([1.0, 2.0, 3.0])
+    assert (mean, lo, hi) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+
+
+def test_the_interval_covers_the_mean_of_three_normal_seeds_nineteen_times_in_twenty():
+    draws = np.random.default_rng(0).normal(size=(4000, 3))
+    covered = [lo < 0 < hi for _, lo, hi in map(analysis.interval, draws)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)
 
 
 def test_diverging_lr_is_interpolated_above_the_optimum_only():
@@ -58,6 +60,59 @@ def test_curves_tell_seeds_spread_and_divergence():
     c = analysis.lr_curves(runs, ["n_params"]).set_index("lr")
     assert c.loc[1e-1, ["loss", "low", "high", "n", "n_diverged"]].tolist() == [4.0, 3.0, 5.0, 2, 1]
     assert c.loc[1e-3, "keys"].split() == ["100-0-0.001", "100-1-0.001"]
+
+
+def test_where_compares_floats_with_tolerance_and_allows_several_values():
+    runs = frame([3.0, 2.0, 4.0]).assign(method=["a", "b", "a"])
+    assert analysis.where(runs, lr=0.1 + 1e-16)["final_loss"].tolist() == [4.0]
+    assert analysis.where(runs, lr=(1e-3, 1e-1), method="a")["final_loss"].tolist() == [3.0, 4.0]
+    assert analysis.where(runs, method=["b", "c"])["final_loss"].tolist() == [2.0]
+
+
+def test_the_optimum_is_the_vertex_of_the_parabola_around_the_best_lr():
+    losses = 2.0 + (np.log10(LRS) + 2.2) ** 2
+    found = analysis.optimum(frame(losses), ["n_params"])
+    assert found["best_lr"].item() == pytest.approx(10**-2.2) and found["best_loss"].item() == losses.min()
+    edge = analysis.optimum(frame([1.0, 2.0, 3.0]), ["n_params"])
+    assert edge["best_lr"].item() == pytest.approx(1e-3)
+
+
+def test_a_run_fails_only_above_the_best_lr():
+    runs = frame([4.9, 2.0, 4.9]).assign(method="m", d_model=1, n_layers=1, steps=10)
+    curves = pd.DataFrame({"key": np.repeat(runs["key"].to_numpy(), 2), "step": [4, 9] * 3, "loss": 1.0})
+    probed = analysis.probe(runs, curves, 0.6)
+    assert probed["failed"].tolist() == [False, False, True] and probed["step"].tolist() == [9, 9, 9]
+    assert analysis.probe(runs, curves, 0.5)["step"].tolist() == [4, 4, 4]
+
+
+def test_a_quadratic_is_predicted_exactly_and_noise_widens_its_interval():
+    x = np.repeat([1.0, 2.0, 3.0, 4.0], 3)
+    value, lo, hi = analysis.polynomial_prediction(x, 1 + x + x**2, 5.0)
+    assert (value, lo, hi) == pytest.approx((31.0, 31.0, 31.0))
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(400):
+        value, lo, hi = analysis.polynomial_prediction(x, x + rng.normal(size=len(x)), 5.0)
+        inside.append(lo < 5.0 + rng.normal() < hi)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
+
+
+def test_two_sizes_allow_a_line_and_no_residual_no_interval():
+    value, lo, hi = analysis.polynomial_prediction([1.0, 2.0], [3.0, 4.0], 4.0)
+    assert value == pytest.approx(6.0) and np.isnan([lo, hi]).all()
+
+
+def test_extrapolation_error_is_the_distance_from_the_line_through_the_smaller_sizes():
+    best = pd.DataFrame({"method": "m", "seed": 0, "n_params": [10, 100, 1000], "best_loss": [5.0, 4.0, 3.5]})
+    assert analysis.extrapolated(best)["error"].item() == pytest.approx(0.5)
+
+
+def test_late_values_are_geometric_means_over_the_end_of_training():
+    runs = frame([3.0, 2.0, 4.0]).assign(method="m", d_model=1, n_layers=1, steps=40)
+    curves = pd.DataFrame(
+        {"key": np.repeat(runs["key"].to_numpy(), 3), "step": [37, 38, 39] * 3, "g": [99, 1.0, 100] * 3}
+    )
+    assert analysis.late(runs, curves, ["g"])["g"].tolist() == pytest.approx([10.0] * 3)
 
 
 def test_slopes_are_per_decade_of_n_and_seed():

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from proxies_lib import claims, config
@@ -11,8 +12,8 @@ def verdict(values, side="above", threshold=1.0):
 @pytest.mark.parametrize(
     ("values", "side", "expected"),
     [
-        ([2.0, 3.0, 4.0], "above", claims.HOLDS), ([2.0, 3.0, 0.1], "above", claims.FAILS),
-        ([0.1, 0.2, 0.3], "below", claims.HOLDS), ([0.1, 0.2, 3.0], "below", claims.FAILS),
+        ([2.9, 3.0, 3.1], "above", claims.HOLDS), ([1.1, 3.0, 5.1], "above", claims.FAILS),
+        ([0.1, 0.2, 0.3], "below", claims.HOLDS), ([0.1, 0.2, 0.9], "below", claims.FAILS),
         ([2.0, np.nan], "above", claims.UNTESTABLE), ([], "above", claims.UNTESTABLE), ([2.0], "above", claims.HOLDS),
     ],
 )  # fmt: skip
@@ -21,16 +22,38 @@ def test_a_claim_holds_only_with_its_whole_interval(values, side, expected):
 
 
 def test_an_undecided_claim_says_so():
-    assert "interval includes" in verdict([3.0, 3.0, 0.5])["note"]
+    assert "interval includes" in verdict([1.1, 3.0, 5.1])["note"]
     assert "one seed" in verdict([2.0])["note"]
 
 
-def test_publishing_replaces_one_section_and_keeps_the_others():
+def test_a_reason_against_testing_wins_over_the_numbers():
+    row = claims.check("c", "1", "s", "m", [3.0, 3.1], "above", 1.0, unless="too small a model")
+    assert (row["verdict"], row["note"], row["effect"]) == (claims.UNTESTABLE, "too small a model", 3.05)
+
+
+def test_smoke_judges_nothing():
     study = config.study("smoke", train=True)
-    claims.publish([verdict([2.0, 3.0])], "01", study)
-    claims.publish([verdict([2.0, 3.0]), verdict([0.0, 0.1])], "02", study)
+    shown = claims.publish([verdict([2.9, 3.0])], "01", study)
+    assert shown["verdict"].tolist() == [claims.UNTESTABLE]
+
+
+def test_a_prediction_is_written_once_per_set_of_fitted_runs():
+    study = config.study("smoke", train=True)
+    first, second = (pd.DataFrame({"lr": [0.1], "predicted": [x]}) for x in (1.0, 2.0))
+    fitted = pd.DataFrame({"key": ["a", "b", "b"]})
+    assert claims.predict(first, fitted, 0, study)["held_out_stored"].tolist() == [0]
+    again = claims.predict(second, fitted.iloc[::-1], 3, study)
+    assert again["predicted"].tolist() == [1.0] and again["held_out_stored"].tolist() == [0]
+    other = claims.predict(second, pd.DataFrame({"key": ["c"]}), 3, study)
+    assert other["predicted"].tolist() == [2.0] and other["held_out_stored"].tolist() == [3]
+
+
+def test_publishing_replaces_one_section_and_keeps_the_others():
+    study = config.study("laptop", train=True)
+    claims.publish([verdict([2.9, 3.0])], "01", study)
+    claims.publish([verdict([2.9, 3.0]), verdict([0.0, 0.1])], "02", study)
     claims.publish([verdict([0.0, 0.1])], "01", study)
-    board = claims.scoreboard("smoke")
+    board = claims.scoreboard("laptop")
     assert board["section"].tolist() == ["01", "02", "02"]
     assert board["verdict"].tolist() == [claims.FAILS, claims.HOLDS, claims.FAILS]
     assert board["figure"].tolist() == ["1"] * 3 and claims.markdown(board).count("\n") == 4

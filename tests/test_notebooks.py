@@ -9,10 +9,16 @@ import jupytext
 import nbformat
 import pytest
 
-from proxies_lib import claims, config, notebooks
+from proxies_lib import claims, config, notebooks, plots
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+SMOKE = {"scale": "smoke", "train": True, "publish": True, "overrides": {}}
+FIGURES = {  # the 29 of P1, by section; 00 has one of our own
+    "00": ["00"], "01": ["1", "2", "E.1"], "02": ["3", "4"], "03": ["5"], "04": ["6", "E.10"], "05": ["7", "E.2", "E.3"],
+    "06": ["8", "E.4", "E.5", "E.6", "E.14"], "07": ["9", "10"],
+    "08": ["11", "12", "13", "C.1", "E.12", "E.13", "E.15"], "09": ["E.7", "E.8", "E.9", "E.11"],
+}  # fmt: skip
 EXECUTED = [p for scale in config.scales() for p in sorted((ROOT / "papermill_runs" / scale).glob("[0-9]*.ipynb"))]
 
 
@@ -26,7 +32,8 @@ def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path):
                    *reversed([str(p) for p in executed])]  # fmt: skip
         done = subprocess.run(command, cwd=tmp_path, env=os.environ | outputs, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert len(list((tmp_path / "store").rglob("*.npz"))) == 24 and (tmp_path / "figures/smoke").exists()
+    asked = {run for path in SOURCES for runs in notebooks.runs_of(path, SMOKE) for run in runs}
+    assert len(list((tmp_path / "store").rglob("*.npz"))) == len(asked) and (tmp_path / "figures/smoke").exists()
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -70,18 +77,73 @@ def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(tmp
 
 def test_readme_shows_the_laptop_scoreboard(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
-    assert claims.markdown(claims.scoreboard("laptop")) in (ROOT / "README.md").read_text("utf-8")
+    monkeypatch.setenv("PROXIES_FIGURES", str(ROOT / "figures"))
+    text, board = (ROOT / "README.md").read_text("utf-8"), claims.scoreboard("laptop")
+    assert claims.markdown(board, "laptop") in text and claims.tally(board) in text
+    links = re.findall(r"\]\(((?:figures|papermill_runs)/[^)]+)\)", text)
+    assert len(links) >= 3 * len(board) and [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
-def test_every_figure_is_there_in_three_forms(scale):
-    for name in ("fig00_method", "fig01_lr_sensitivity", "fig02_logit_growth", "figE01_qk_norms"):
-        for kind in ("png", "svg", "csv"):
-            assert (ROOT / "figures" / scale / f"{name}.{kind}").exists()
+def test_every_figure_is_there_in_three_forms_and_no_other(scale):
+    files = sorted(p.name for p in (ROOT / "figures" / scale).iterdir())
+    expected = [(claims.figure_stem(f) + "_", kind) for figures in FIGURES.values() for f in figures for kind in ("png", "svg", "csv")]
+    for start, kind in expected:
+        assert sum(f.startswith(start) and f.endswith(kind) for f in files) == 1, (start, kind)
+    assert len(files) == len(expected)
+
+
+def test_the_figures_are_the_papers_29():
+    mine = [f for section, figures in FIGURES.items() if section != "00" for f in figures]
+    assert len(mine) == len(set(mine)) == 29
+    facts = ROOT.parent / "shared" / "paper" / "facts.md"
+    if not facts.exists():
+        pytest.skip("the facts of the paper are not beside this checkout")
+    rows = re.findall(
+        r"^\| ([0-9]+|[A-Z]\.[0-9]+) \|", facts.read_text("utf-8").split("## 2.")[1].split("## 3.")[0], re.M
+    )
+    assert sorted(rows) == sorted(mine)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop"])
+def test_every_figure_of_the_paper_has_a_verdict_from_its_own_section(scale, monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
+    board = claims.scoreboard(scale)
+    assert board["claim"].is_unique
+    for section, figures in FIGURES.items():
+        assert set(board.loc[board["section"] == section, "figure"]) == (set(figures) if section != "00" else set())
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop"])
+def test_a_configuration_has_one_style_and_the_methods_of_a_notebook_have_several(scale):
+    seen = {}
+    for path in SOURCES:
+        space = dict(SMOKE, scale=scale, train=False, publish=False)
+        for cell in jupytext.read(path).cells:
+            if {"setup", "grid"} & set(cell.metadata.get("tags", [])):
+                exec(cell.source, space)
+        for method, runs in space["runs"].items():
+            identity = frozenset(runs)
+            for other, (style, name) in seen.items():
+                assert other != identity or style == plots.METHODS[method], (method, name)
+            seen[identity] = plots.METHODS[method], method
+        styles = [plots.METHODS[method] for method in space["runs"] if not _repeats(space["runs"], method)]
+        assert len(styles) == len(set(styles)), path.stem
+
+
+def _repeats(runs: dict, method: str) -> bool:
+    """Whether an earlier method of the notebook has the same configuration, sizes, LRs and seeds aside."""
+
+    def kinds(m):
+        swept = {"d_model", "n_layers", "lr", "seed"}
+        return {tuple(item for item in config.flat(run).items() if item[0] not in swept) for run in runs[m]}
+
+    return any(kinds(method) & kinds(m) for m in list(runs)[: list(runs).index(method)])
 
 
 def test_sections_are_found_by_number_and_name_overview_last():
     chosen = notebooks.choose(["00", "01_attention_logit_growth"])
     assert [p.name[:2] for p in chosen] == ["01", "00"]
-    runs = notebooks.runs_of(chosen[0], {"scale": "smoke", "train": True, "publish": True, "overrides": {}})
-    assert len(runs) == 24 and runs[0].data == "synthetic" and config.scales()["smoke"].base.train == runs[0].train
+    runs, held_out = notebooks.runs_of(chosen[0], SMOKE)
+    assert len(runs) == 24 and not held_out and runs[0].data == "synthetic"
+    assert notebooks.runs_of(notebooks.choose(["07"])[0], SMOKE)[1]
