@@ -110,6 +110,16 @@ figure = plots.figure_trajectories(observed, quantities, plots.points_of(observe
 plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quantities]]}, points, this)
 
 # %% [markdown]
+# ## What we see at laptop scale
+#
+# Without qk-layernorm the learning rate at which training fails falls as the model grows, and the attention logits
+# of the first block climb by orders of magnitude before it does, by the length of queries and keys, at a high learning
+# rate in the small model and at a lower one in the large. With qk-layernorm the logits stay small and the cliff is gone;
+# what remains is a slope: at the highest learning rates so short a training loses more than a tenth of what the best one
+# learns. LR sensitivity rises with N only without qk-layernorm: with it, the low end of the window, which under-trains
+# small models most, weighs as much as the high end.
+
+# %% [markdown]
 # ## Verdicts
 #
 # Each claim is a check fixed before the runs: an effect per seed, its mean and interval, and a threshold. A claim

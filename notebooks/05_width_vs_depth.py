@@ -89,6 +89,12 @@ plots.save(figure, "figE03_best_loss", {"best": best, "fits": fits}, table, this
 fits.groupby("method", sort=False)[["n_params", "slope", "error"]].mean().round(3)
 
 # %% [markdown]
+# ## What we see at laptop scale
+#
+# In a training this short depth does not pay: deeper models of one width have a *higher* best loss, width a lower one,
+# and S falls with depth where the paper has it rise. Without qk-layernorm both series are clearly more sensitive.
+
+# %% [markdown]
 # ## Verdicts
 #
 # Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds

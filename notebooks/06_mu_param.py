@@ -123,6 +123,13 @@ best = analysis.optimum(table, by).assign(best_lr=lambda f: np.log10(f["best_lr"
 best.pivot_table(index="method", columns="n_params", values="best_lr", sort=False).pipe(lambda f: (10**f).round(4))
 
 # %% [markdown]
+# ## What we see at laptop scale
+#
+# With µParam the best learning rate stays where it is while the standard one moves left as the width grows; LR × RMS
+# does the same. The best loss and LR sensitivity change little, and neither µParam nor smaller logits replace
+# qk-layernorm.
+
+# %% [markdown]
 # ## Verdicts
 #
 # Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds

@@ -174,9 +174,9 @@ DESCRIBING = ["key", "method", "d_model", "n_layers", "n_params", "lr", "seed", 
 
 
 def curves_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The logged points of `runs`, each with its run's configuration (and `point`, where runs have one), in step order."""
+    """The logged points of `runs`, each with its run's configuration (and `point`, where runs have one), in the order of the runs."""
     columns = [*DESCRIBING, *(["point"] if "point" in runs else [])]
-    return runs[columns].merge(curves, on="key").sort_values([*columns[:2], "step"], ignore_index=True)
+    return runs[columns].merge(curves, on="key")
 
 
 def at(runs: pd.DataFrame, points) -> pd.DataFrame:

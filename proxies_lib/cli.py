@@ -195,7 +195,9 @@ def _claims(options):
         for row in both[~both["same"]].itertuples():
             print(f"{row.claim:22} {row.effect:10.3g} {row.verdict:26} {row.effect_other:10.3g} {row.verdict_other}")
         held = both[both["verdict"] == claims.HOLDS]
-        print(f"same verdict: {both['same'].sum()} of {len(both)}; of those that hold: {held['same'].sum()} of {len(held)}")
+        print(
+            f"same verdict: {both['same'].sum()} of {len(both)}; of those that hold: {held['same'].sum()} of {len(held)}"
+        )
     elif options.json:
         print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1, ensure_ascii=False))
     else:

@@ -271,7 +271,7 @@ def figure10(table: pd.DataFrame, bigram: pd.DataFrame, logits: pd.DataFrame) ->
     color, marker = METHODS["κ"]
     left.plot(table["kappa"], table["loss"], marker, color=color, label="a run")
     left.plot(*table.groupby("kappa")["loss"].mean().reset_index().to_numpy().T, color=color, label="mean of the seeds")
-    reference(left, bigram["loss"].mean(), "bigram: the same network without blocks", 0.02)
+    reference(left, bigram["loss"].mean(), "bigram: the same network without blocks", 1.0)
     left.set(xscale="log", xlabel="κ", ylabel=LOSS_AXIS)
     right.plot(logits["kappa"], logits["allowed"], "--", color="0.4", lw=1, label="κ √d_head, the most the map allows")
     right.plot(
@@ -315,7 +315,8 @@ def figure_rms(panels: dict[str, pd.DataFrame], y: str, label: str, eps: float |
             ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         if eps:
             reference(ax, eps, f"ε = {eps:g}", 0.02)
-        ax.legend(fontsize=8)
+        if x != "n_params":  # its lines are those of the last panel
+            ax.legend(fontsize=8, **({} if by_size else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}))
     axes[0].set_ylabel(label)
     return fig
 

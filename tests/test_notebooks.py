@@ -87,7 +87,12 @@ def test_readme_shows_the_laptop_scoreboard(monkeypatch):
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
 def test_every_figure_is_there_in_three_forms_and_no_other(scale):
     files = sorted(p.name for p in (ROOT / "figures" / scale).iterdir())
-    expected = [(claims.figure_stem(f) + "_", kind) for figures in FIGURES.values() for f in figures for kind in ("png", "svg", "csv")]
+    expected = [
+        (claims.figure_stem(f) + "_", kind)
+        for figures in FIGURES.values()
+        for f in figures
+        for kind in ("png", "svg", "csv")
+    ]
     for start, kind in expected:
         assert sum(f.startswith(start) and f.endswith(kind) for f in files) == 1, (start, kind)
     assert len(files) == len(expected)
