@@ -98,7 +98,7 @@ plots.save(figure, "fig09_predicted_logits", saved, pd.concat([off_runs, larger]
 
 # %%
 shown = ["predicted", "lo", "hi", "max_attention_logit/0", "inside", "failed", "foretold"]
-pd.concat(scores, names=["probe"]).groupby(["probe", "lr"])[shown].mean().round(2)
+pd.concat(scores.values()).groupby(["probe", "lr"])[shown].mean().round(2)
 
 # %% [markdown]
 # ## Figure 10 · how large may logits be?
