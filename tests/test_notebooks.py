@@ -56,11 +56,12 @@ def test_notebooks_stay_thin(path):
         assert not any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in ast.walk(ast.parse(source)))
 
 
-def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(tmp_path):
-    """What a reader does first: every cell of section 01, on stored runs of another corpus than the reader's."""
+@pytest.mark.parametrize("name", ["01_attention_logit_growth", "07_predicting_logit_growth"])
+def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(name, tmp_path):
+    """What a reader does first: every cell of a section, on stored runs of another corpus than the reader's."""
     script = (
         "import jupytext, os\n"
-        f"for cell in jupytext.read({str(ROOT / 'notebooks/01_attention_logit_growth.py')!r}).cells:\n"
+        f"for cell in jupytext.read({str(ROOT / 'notebooks' / f'{name}.py')!r}).cells:\n"
         "    if cell.cell_type == 'code': exec(cell.source, globals())\n"
         "print(len(table), 'rows')"
     )
