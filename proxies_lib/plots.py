@@ -352,7 +352,7 @@ def figure_e13(observed: pd.DataFrame, gradient: str, update: str, eps: float) -
             for y, color, name in ((update, "#2f9e6e", "update RMS"), (gradient, "#3b6fb6", "gradient RMS")):
                 for k, (_, run) in enumerate(mine.groupby("key")):
                     ax.plot(run["step"], run[y], color=color, lw=1, label=None if k else name)
-            ax.axhline(eps, color="0.4", ls=":", lw=1)
+            reference(ax, eps, f"ε = {eps:g}", 0.02)
             ax.set_yscale("log")
             ax.set_title(f"N = {count(n)}, LR {lr:g}", fontsize=9)
     axes[0, 0].legend(fontsize=8)

@@ -1,0 +1,74 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from proxies_lib import checks, claims, config
+
+STUDY = config.study("laptop")
+
+
+def table(losses: dict, sizes=((16, 2), (32, 2), (64, 2)), lrs=STUDY.window) -> pd.DataFrame:
+    """Runs whose loss is `losses[method](log10 LR, log10 N)`, of three seeds that differ by a little."""
+    rows = []
+    for method, loss in losses.items():
+        for d, n_layers in sizes:
+            n = 12 * n_layers * d * d
+            for lr in lrs:
+                for seed in range(3):
+                    key = f"{method}-{n}-{lr}-{seed}"
+                    value = loss(np.log10(lr), np.log10(n)) + 1e-4 * seed
+                    rows.append({"key": key, "method": method, "d_model": d, "n_layers": n_layers, "n_params": n, "lr": lr,
+                                 "seed": seed, "final_loss": value, "init_loss": 6.0, "diverged": False})  # fmt: skip
+    base = {name: value for name, value in config.flat(STUDY.base).items() if name not in rows[0]}
+    return pd.DataFrame(rows).assign(**base)
+
+
+def bowl(optimum: float, steepness: float):
+    return lambda lr, n: 4.0 - 0.1 * n + steepness * (lr - optimum) ** 2
+
+
+def verdicts(rows: list[dict]) -> dict:
+    return {row["claim"]: row["verdict"] for row in rows}
+
+
+def test_more_sensitive_methods_are_told_from_less_sensitive_ones():
+    losses = {"independent decay 1e-4": bowl(-2, 0.1), "coupled decay 0.1": bowl(-2, 0.3), "decay 1e-4": bowl(-2, 0.1),
+              "a tenth of matched decay": bowl(-1.7, 0.1), "matched decay": bowl(-1.4, 0.1)}  # fmt: skip
+    runs = table(losses, lrs=STUDY.lrs)
+    decays = {"decay 1e-4": 1e-4, "a tenth of matched decay": 3e-3, "matched decay": 3e-2}
+    runs = runs.assign(weight_decay=runs["method"].map(decays).fillna(1e-4))
+    rows = checks.weight_decay(runs, None, STUDY)
+    assert verdicts(rows) == {"6-independent": claims.UNTESTABLE, "E10-shift": claims.HOLDS}
+    assert rows[0]["effect"] > 0 and "λ · steps is 0.038" in rows[0]["note"]
+    longer = config.study("laptop", {"steps": 40_000})
+    assert verdicts(checks.weight_decay(runs, None, longer))["6-independent"] == claims.HOLDS
+
+
+def test_warm_ups_that_flatten_the_bowl_of_large_models_most_hold_all_three_claims():
+    arms = {f"warm-up {w}": (lambda lr, n, w=w: 4 - 0.1 * np.log10(w) + 0.01 * (3 - np.log10(w)) * n * (lr + 2) ** 2)
+            for w in (2, 19, 96)}  # fmt: skip
+    runs = table(arms).assign(warmup_steps=lambda f: f["method"].str.split().str[1].astype(int))
+    assert set(verdicts(checks.warmup(runs, None, STUDY)).values()) == {claims.HOLDS}
+
+
+def test_a_fixed_optimum_is_told_from_a_moving_one():
+    fixed, moving = bowl(-2, 0.2), (lambda lr, n: 4 - 0.1 * n + 0.2 * (lr + n / 2) ** 2)
+    off = ", no qk-layernorm"
+    names = ["standard", "standard" + off, "µParam (simple)", "µParam (simple)" + off, "LR × RMS", "µParam (full)",
+             "logits / d_head", "logits / d_head" + off]  # fmt: skip
+    found = verdicts(
+        checks.mu_param(table({n: moving if n.startswith("standard") else fixed for n in names}), None, STUDY)
+    )
+    assert found["8-optimum"] == found["E14-optimum"] == claims.HOLDS
+    found = verdicts(checks.mu_param(table(dict.fromkeys(names, fixed)), None, STUDY))
+    assert found["8-optimum"] == found["E14-optimum"] == claims.FAILS and found["8-loss"] == claims.HOLDS
+
+
+def test_the_share_of_growth_by_norms_is_one_where_the_cosine_stays():
+    curve = pd.DataFrame(
+        {"seed": 0, "step": [0, 9], "q_norm/0": [1, 10], "k_norm/0": [1, 10], "qk_cosine/0": [0.3, 0.3]}
+    )
+    assert checks._norm_share(curve) == pytest.approx([1.0])
+    assert checks._norm_share(curve.assign(**{"q_norm/0": 1.0, "k_norm/0": 1.0, "qk_cosine/0": [0.1, 0.9]})) == 0.0
+    both = curve.assign(**{"k_norm/0": 1.0, "qk_cosine/0": [0.05, 0.5]})
+    assert checks._norm_share(both) == pytest.approx([0.5])
