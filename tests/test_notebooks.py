@@ -9,7 +9,7 @@ import jupytext
 import nbformat
 import pytest
 
-from proxies_lib import claims, config, notebooks, plots
+from proxies_lib import claims, config, notebooks, plots, sweep
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
@@ -74,6 +74,14 @@ def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(nam
     assert done.returncode == 0, done.stderr
     assert "0 to train" in done.stdout and "matched by configuration" in done.stdout and "rows" in done.stdout
     assert not list(tmp_path.iterdir())  # reading writes nothing
+
+
+def test_a_run_that_serves_two_methods_has_a_row_in_each(monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
+    first, second = notebooks.runs_of(notebooks.choose(["00"])[0], SMOKE)[0][:2]
+    table, _ = sweep.collect({"a": [first, second], "b": [second]}, config.study("smoke"))
+    assert table["method"].tolist() == ["a", "a", "b"] and table["lr"].nunique() + table["seed"].nunique() == 3
+    assert table["key"].tolist()[1:] == table["key"].tolist()[1:2] * 2
 
 
 def test_readme_shows_the_laptop_scoreboard(monkeypatch):

@@ -43,4 +43,6 @@ def test_no_file_names_a_registry_or_a_machine():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     files = [ROOT / f for f in listed if not f.endswith((".png", ".parquet"))]
     bad = re.compile("py" + "pi|python" + "hosted|index" + "-url|/ro" + "ot/|/wo" + "rk/", re.I)
-    assert files and [f.name for f in files if f.is_file() and bad.search(f.read_text("utf-8", "ignore"))] == []
+    pictures = re.compile(r'"image/png": "[^"]*"')  # base64 spells anything sooner or later
+    texts = {f.name: pictures.sub("", f.read_text("utf-8", "ignore")) for f in files if f.is_file()}
+    assert texts and [name for name, text in texts.items() if bad.search(text)] == []

@@ -115,4 +115,4 @@ def test_a_worker_that_dies_is_one_clear_line(tmp_path, runs, monkeypatch):
 
 def test_reading_never_trains(smoke):
     with pytest.raises(UserError, match="are not stored; train them first"):
-        sweep.collect([replace(smoke, seed=12345)], config.study("smoke"))
+        sweep.collect({"a method": [replace(smoke, seed=12345)]}, config.study("smoke"))
