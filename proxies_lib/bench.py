@@ -4,8 +4,11 @@ Shapes (d, L) = (32, 2), (64, 3), (128, 4), heads of 16, V 1024, 16 × 64 tokens
 taps on. What is compared alternates in rounds, so a drift of the machine hits both; medians are printed.
 """
 
+import concurrent.futures
 import json
+import multiprocessing
 import os
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -149,28 +152,75 @@ def measure_sweep(shapes, workers=(1, 2)):
             }  # fmt: skip
 
 
+LOOSE_RUNS = 10_000  # more are packed without being records first, which takes a durable file each
+FEW = ("statistic/1",)  # 11 of 80 curves
+
+
 def measure_store(counts):
-    """A row per number of stored runs: seconds to write, plan and tabulate them, and peak memory (MiB) so far."""
-    base = bench_run(SHAPES[0])
-    dataset = data.open_dataset("synthetic", base.model.vocab_size)
-    steps = np.arange(1, 33, dtype=np.int32) * 10 - 1
-    curves = {name: np.linspace(0, 1, 32, dtype=np.float32) for name in (f"statistic/{i}" for i in range(80))}
-    result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0,
-              "curves": curves | {"step": steps}}  # fmt: skip
+    """A row per number of stored runs, of 32 points × 80 curves each: seconds to write, plan and tabulate loose records;
+    to merge them; to plan and tabulate packs, with all curves and with a few; each with its process's peak memory."""
+    names = ("plan_s", "table_s", "peak_MiB")
     for count in counts:
-        runs = [config.replace(base, seed=i) for i in range(count)]
         with tempfile.TemporaryDirectory() as scratch:
-            started = time.perf_counter()
-            for run in runs:
-                sweep.record(scratch, run, dataset, result)
-            wrote = time.perf_counter()
-            plan = sweep.plan(runs, scratch)
-            planned = time.perf_counter()
-            store.table(list(plan.found), plan.folder)
-            done = time.perf_counter()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        yield {"runs": count, "write_s": wrote - started, "plan_s": planned - wrote, "table_s": done - planned,
-               "peak_MiB": peak}  # fmt: skip
+            row, loose = {"runs": count}, count <= LOOSE_RUNS
+            row["write_s"] = _in_process(_write_loose, scratch, count) if loose else None
+            row |= dict(zip(names, _in_process(_read_back, scratch, count, None) if loose else 3 * [None]))
+            row["merge_s"] = _in_process(_merge if loose else _write_packed, scratch, count)
+            row["packs_MiB"] = sum(path.stat().st_size for path in pathlib.Path(scratch).glob("packs/*")) / 2**20
+            for kind, columns in (("packed", None), ("few", FEW)):
+                row |= {f"{kind}_{n}": v for n, v in zip(names, _in_process(_read_back, scratch, count, columns))}
+        yield row
+
+
+def _in_process(task, *arguments):
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(task, *arguments).result()
+
+
+def _store_runs(count: int) -> list[config.Run]:
+    return [config.replace(bench_run(SHAPES[0]), seed=i) for i in range(count)]
+
+
+def _store_records(count: int):
+    """Records of `_store_runs`; their curves are noise, which no compression shortens much."""
+    fingerprint = data.open_dataset("synthetic", 1024).fingerprint
+    provenance = {"fingerprint": fingerprint, **sweep.provenance()}
+    result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
+    steps, rng = np.arange(1, 33, dtype=np.int32) * 10 - 1, np.random.default_rng(0)
+    for run in _store_runs(count):
+        meta = {"key": config.key(run, fingerprint), "config": config.flat(run), "result": result}
+        noise = rng.standard_normal((80, len(steps)), np.float32)
+        curves = {f"statistic/{i}": values for i, values in enumerate(noise)} | {"step": steps}
+        yield meta | {"provenance": provenance}, curves
+
+
+def _write_loose(folder: str, count: int) -> float:
+    started = time.perf_counter()
+    for meta, curves in _store_records(count):
+        store.write(folder, meta, curves)
+    return time.perf_counter() - started
+
+
+def _write_packed(folder: str, count: int) -> float:
+    started = time.perf_counter()
+    store.pack(folder, _store_records(count))
+    return time.perf_counter() - started
+
+
+def _merge(folder: str, _count: int) -> float:
+    started = time.perf_counter()
+    store.merge([], folder, say=lambda line: None)
+    return time.perf_counter() - started
+
+
+def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
+    runs = _store_runs(count)
+    started = time.perf_counter()
+    plan = sweep.plan(runs, folder)
+    planned = time.perf_counter()
+    store.table(list(plan.found), plan.folder, columns=columns)
+    done = time.perf_counter()
+    return planned - started, done - planned, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

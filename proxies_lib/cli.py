@@ -54,7 +54,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seeds", help="as 0,1,2 or 1000-1002: short for --set seeds=[…]")
         sub.add_argument("--store", help="folder of the run store")
         sub.add_argument("--workers", type=int, help="training processes (default: one per core)")
+        sub.add_argument("--engine", choices=("auto", "processes", "lanes", "ray"),
+                         help="a process per core, vmapped lanes, a Ray cluster (docs/machines.md); auto: by the device")  # fmt: skip
+        sub.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,n,i",
+                         help="train in step with other processes; on pods and under Slurm they find each other")  # fmt: skip
         sub.add_argument("--shard", default="1/1", metavar="i/n", help="only train part i of n (1 ≤ i ≤ n)")
+
+    sub = command("merge", _merge, "bring runs of other stores into one, and pack it into files below 16 MiB")
+    sub.add_argument("sources", nargs="*", metavar="SOURCE", help="a store or a pack; none: only pack the store")
+    sub.add_argument("--store", help="folder of the run store that receives them")
 
     sub = command("table", _table, "print the exported runs of a scale as csv")
     sub.add_argument("--scale", default="laptop")
@@ -68,6 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--seconds", type=float, default=12.0, help="step: measured time per shape")
     sub.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="store: numbers of stored runs")
+
+    sub = command("tpu-check", _tpu_check, "compile the paper's train step for a TPU slice on this machine: does it fit?")
+    sub.add_argument("--size", default="4.8B", help="N of the paper's sizes: 2.4M, 9.4M, … 4.8B (default)")
+    sub.add_argument("--topology", default="v5e:4x4", help="a slice, as v5e:4x4 (default), v6e:2x4, v5p:2x2x1, v4:2x2x2")
+    sub.add_argument("--batch", type=int, help="global batch (default: the paper's 256)")
+    sub.add_argument("--accumulate", type=int, help="microbatches of a step (default: as training chooses)")
+    sub.add_argument("--scan", action=argparse.BooleanOptionalAction, help="scan over layers, with rematerialization")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--table", action="store_true", help="check what docs/tpu_check.csv lacks, write docs/scale.md")
+    sub = command("costs", _costs, "what each figure costs at a scale, from its FLOPs")
+    sub.add_argument("--scale", default="laptop", help="smoke, laptop (default), gpu or paper")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--table", action="store_true", help="write the tables of all scales into docs/scale.md")
 
     data = command("data", None, "prepare and list datasets").add_subparsers(
         required=True, metavar="ACTION", parser_class=_Parser
@@ -120,6 +141,8 @@ def _gather(options):
         if options.workers < 1:
             refuse("workers", options.workers, "must be 1 or more")
         os.environ["PROXIES_WORKERS"] = str(options.workers)
+    if options.engine:
+        os.environ["PROXIES_ENGINE"] = options.engine
     if options.store:
         os.environ["PROXIES_STORE"] = options.store
     shard, overrides = _shard(options.shard), _settings(options)
@@ -142,6 +165,7 @@ def _plan(options):
 def _run(options):
     from proxies_lib import notebooks, store, sweep
 
+    _join(options.distributed)
     study, chosen, parameters, runs, held_out, shard = _gather(options)
     _say_held_out(held_out)
     plan = sweep.plan(runs, shard=shard)
@@ -150,9 +174,28 @@ def _run(options):
     if shard[1] > 1:
         print(f"shard {options.shard} is trained; run without --shard once every shard's store is in one place")
         return
+    if options.distributed:
+        print("trained by all processes together, stored by the first; run there without --distributed to go on")
+        return
     _execute(notebooks, chosen, parameters, study.label)
     done = sweep.plan(runs + held_out)
     store.export(*store.table(list(done.found), done.folder), config.folder("papermill_runs") / study.label)
+
+
+def _join(distributed: str | None):
+    """Start `jax.distributed`: every process then trains the same plan in step, over the devices of all."""
+    if not distributed:
+        return
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", distributed)
+    if distributed != "auto" and not (match and int(match[3]) < int(match[2])):
+        refuse("distributed", distributed, "must be HOST:PORT,n,i with 0 ≤ i < n, or nothing")
+    import jax
+
+    try:
+        jax.distributed.initialize(*((match[1], int(match[2]), int(match[3])) if match else ()))
+    except (RuntimeError, ValueError) as error:
+        refuse("distributed", distributed, f"the processes do not find each other ({str(error).splitlines()[0]})")
+    os.environ |= {"PROXIES_DISTRIBUTED": "1", "PROXIES_ENGINE": "lanes"}
 
 
 def _say_held_out(runs):
@@ -172,6 +215,12 @@ def _execute(notebooks, chosen, parameters, label):
         done = notebooks.execute(path, parameters, label)
         print(f"executed {done.parent.name}/{done.name}", flush=True)
     print(f"figures in {config.folder('figures') / label}")
+
+
+def _merge(options):
+    from proxies_lib import store
+
+    store.merge(options.sources, options.store or config.folder("store"))
 
 
 def _table(options):
@@ -205,8 +254,8 @@ def _claims(options):
             print(f"Fig. {row.figure:4} {row.verdict:24} {row.effect:28} n={row.n}  {row.statement}")
 
 
-def _write_between_markers(path, text: str):
-    begin, end = "<!-- scoreboard -->", "<!-- /scoreboard -->"
+def _write_between_markers(path, text: str, name: str = "scoreboard"):
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     old = path.read_text("utf-8")
     if begin not in old or end not in old:
         raise UserError(f"{path.name}: has no {begin} … {end} markers")
@@ -218,6 +267,27 @@ def _bench(options):
     from proxies_lib import bench
 
     bench.main(options.part, options.seconds, options.counts, options.json)
+
+
+def _tpu_check(options):
+    from proxies_lib import tpu
+
+    if options.table:
+        tpu.measure()
+        return _write_between_markers(config.root() / tpu.PAGE, tpu.slices_table(), "slices")
+    changes = {name: getattr(options, name) for name in ("accumulate", "scan") if getattr(options, name) is not None}
+    row = tpu.check(options.size, options.topology, options.batch, **changes)
+    print(json.dumps(row, indent=1) if options.json else tpu.describe(row))
+
+
+def _costs(options):
+    from proxies_lib import tpu
+
+    if options.table:
+        for scale in config.scales():
+            _write_between_markers(config.root() / tpu.PAGE, tpu.costs_table(scale), f"costs {scale}")
+        return _write_between_markers(config.root() / tpu.PAGE, tpu.sizes_table("paper"), "sizes paper")
+    print(tpu.costs(options.scale).to_json(orient="records", indent=1) if options.json else tpu.costs_table(options.scale))
 
 
 def _data_prepare(options):

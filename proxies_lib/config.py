@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 import os
 import pathlib
 from dataclasses import dataclass, field
@@ -183,6 +184,7 @@ _PARTS = {
     "hparams": HyperParams.__annotations__,
 }
 FIELDS = {name: part for part, names in _PARTS.items() for name in names}
+_values = operator.attrgetter(*(f"{part}.{name}".lstrip(".") for name, part in FIELDS.items()))
 
 
 def _typed(name: str, value, kind: type):
@@ -224,7 +226,7 @@ def grid(base: Run, axes: dict) -> list[Run]:
 
 def flat(run: Run) -> dict:
     """Every field of `run` in one dictionary, in a fixed order."""
-    return {name: getattr(getattr(run, part) if part else run, name) for name, part in FIELDS.items()}
+    return dict(zip(FIELDS, _values(run)))
 
 
 def from_flat(values: dict) -> Run:
@@ -234,28 +236,54 @@ def from_flat(values: dict) -> Run:
 def digest(value) -> str:
     """Short sha256 of a JSON value; floats at 12 significant digits, so 0.003000000000000001 is 0.003."""
 
-    def canonical(v):
-        if isinstance(v, float):
-            return f"{v:.12g}"
-        return {k: canonical(x) for k, x in v.items()} if isinstance(v, dict) else v
+    return hashlib.sha256(json.dumps(_canonical(value), sort_keys=True).encode()).hexdigest()[:24]
 
-    return hashlib.sha256(json.dumps(canonical(value), sort_keys=True).encode()).hexdigest()[:24]
+
+def _canonical(value):
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return {k: _canonical(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def recipe(run: Run) -> str:
     """Hash of the whole configuration, whatever the corpus behind its name contains."""
-    return digest({"schema": SCHEMA, **_identity(run)})
+    return recipe_of(flat(run))
 
 
-def _identity(run: Run) -> dict:
+def recipe_of(values: dict) -> str:
+    """The recipe of the run with these `flat` values."""
+    return _digest_of_fields({"schema": SCHEMA, **_identity(values)})
+
+
+def _identity(values: dict) -> dict:
     """The fields that make a run what it is: all of them, but for younger ones at their default."""
+    values = dict(values)
+    for name, default in _younger():
+        if values.get(name) == default:
+            del values[name]
+    return values
+
+
+@functools.cache
+def _younger() -> tuple[tuple[str, object], ...]:
     default = flat(Run())
-    return {name: value for name, value in flat(run).items() if name not in LATER or value != default[name]}
+    return tuple((name, default[name]) for name in LATER)
 
 
 def key(run: Run, fingerprint: str) -> str:
     """Identity of a run's numbers: the whole configuration and the corpus-and-tokenizer fingerprint."""
-    return digest({"schema": SCHEMA, "fingerprint": fingerprint, **_identity(run)})
+    return _digest_of_fields({"schema": SCHEMA, "fingerprint": fingerprint, **_identity(flat(run))})
+
+
+def _digest_of_fields(fields: dict) -> str:
+    """`digest` of a flat dictionary. Zeros are encoded each time: 0.0 and -0.0 are one value to a cache."""
+    texts = [_encoded(*field) if field[1] else _encoded.__wrapped__(*field) for field in fields.items()]
+    return hashlib.sha256(f"{{{', '.join(sorted(texts))}}}".encode()).hexdigest()[:24]
+
+
+@functools.lru_cache(1 << 12, typed=True)
+def _encoded(name: str, value) -> str:
+    return json.dumps({name: _canonical(value)})[1:-1]
 
 
 def root() -> pathlib.Path:

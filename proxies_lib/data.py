@@ -63,10 +63,10 @@ class Dataset:
             positions = np.array([order[e][p] for e, p in zip(epochs, positions, strict=True)])
         return tokens[positions[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int32)
 
-    def chunk(self, seed: int, begin: int, shape, seq_len: int) -> np.ndarray:
-        """The training batches of steps begin … begin + log_every − 1, as (log_every, batch_size, seq_len + 1)."""
+    def chunk(self, seed: int, begin: int, shape, seq_len: int, shard=0, n_shards=1) -> np.ndarray:
+        """The training batches of steps begin … begin + log_every − 1, (log_every, batch_size / n_shards, seq_len + 1)."""
         steps = range(begin, begin + shape.log_every)
-        return np.stack([self.batch("train", seed, i, shape.batch_size, seq_len) for i in steps])
+        return np.stack([self.batch("train", seed, i, shape.batch_size, seq_len, shard, n_shards) for i in steps])
 
 
 @functools.lru_cache(maxsize=4)

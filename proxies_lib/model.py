@@ -8,6 +8,7 @@ Queries, keys and values have positions on their last axis, (B, H, K, T), and at
 T): every reduction of qk-layernorm and softmax then runs along vectors, which halves attention's time on a CPU.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -127,6 +128,25 @@ def kappa_map(z: jax.Array, kappa) -> jax.Array:
     return (z * jnp.sqrt(kappa / (mean_square + LAYER_NORM_EPS))).astype(z.dtype)
 
 
+def attention_logits(q_BHKT: jax.Array, k_BHKS: jax.Array, scale) -> jax.Array:
+    """(B, H, S, T) in float32."""
+    return jnp.einsum("BHKS,BHKT->BHST", k_BHKS, q_BHKT, preferred_element_type=jnp.float32) * scale
+
+
+def fused(config: ModelConfig) -> bool:
+    """Whether attention is one kernel that never writes its logits: softmax in bfloat16 on a GPU, heads of at most 128."""
+    kernel = config.attention == "softmax" and config.compute_dtype == "bfloat16" and config.d_head % 8 == 0
+    return kernel and config.d_head <= 128 and jax.default_backend() == "gpu"
+
+
+def fused_attention(q_BHKT, k_BHKS, v_BHKS, scale, implementation="cudnn") -> jax.Array:
+    """Causal softmax attention (B, H, K, T) without its logits in memory. The taps, which need them, compute them from
+    the same q and k in their own branch, once per `log_every`: they stay exact."""
+    q, k, v = (z.transpose(0, 3, 1, 2) for z in ((q_BHKT * scale).astype(q_BHKT.dtype), k_BHKS, v_BHKS))
+    mixed_BTHK = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=1.0, implementation=implementation)
+    return mixed_BTHK.transpose(0, 2, 3, 1)
+
+
 class Attention(nnx.Module):
     """Causal multi-head attention with rotary positions; qk-layernorm and its alternatives (P1, section 3.1.1)."""
 
@@ -150,8 +170,12 @@ class Attention(nnx.Module):
         if self.config.qk_norm == "kappa":
             q, k = kappa_map(q, h["kappa"]), kappa_map(k, h["kappa"])
         q, k = rope(q), rope(k)
-        logits_BHST = jnp.einsum("BHKS,BHKT->BHST", k, q, preferred_element_type=jnp.float32)
-        logits_BHST *= self.config.d_head ** -h["attention_power"]
+        scale = self.config.d_head ** -h["attention_power"]
+        if fused(self.config):
+            mixed_BHKT = fused_attention(q, k, v, scale)
+            out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
+            return out_ND, when(probe, lambda q, k: self._observe(q, k, attention_logits(q, k, scale)), q, k)
+        logits_BHST = attention_logits(q, k, scale)
         if self.config.attention == "softmax":
             weights_BHST = jax.nn.softmax(jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2)
         else:
@@ -204,14 +228,18 @@ class Transformer(nnx.Module):
         self.final_norm = norm(config.d_model)
         self.head = linear(config.d_model, config.vocab_size)
 
-    def __call__(self, tokens_BT: jax.Array, probe, h: dict):
-        x_ND = self.embed(tokens_BT.reshape(-1))
-        per_block = []
-        for block in self.blocks:
-            x_ND, taps = block(x_ND, tokens_BT.shape[0], probe, h)
-            per_block.append(taps)
+    def __call__(self, tokens_BT: jax.Array, probe, h: dict, layers=None, place=lambda x: x):
+        x_ND = place(self.embed(tokens_BT.reshape(-1)))
+        if layers is not None:
+            x_ND, taps = layers(x_ND)
+        else:
+            per_block = []
+            for block in self.blocks:
+                x_ND, taps = block(x_ND, tokens_BT.shape[0], probe, h)
+                x_ND = place(x_ND)
+                per_block.append(taps)
+            taps = jax.tree.map(lambda *each: jnp.stack(each), *per_block) if per_block else {}
         logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
-        taps = jax.tree.map(lambda *each: jnp.stack(each), *per_block) if per_block else {}
         output = when(probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV)
         return logits_NV, taps | output
 
@@ -238,17 +266,55 @@ def init(config: ModelConfig, key: jax.Array, h: dict = PAPER) -> dict:
     return params
 
 
-def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True, h: dict = PAPER):
+def stack(params: dict) -> dict:
+    """`params` with the tensors of all blocks stacked, (L, …): what `apply` then scans over."""
+    blocks = [params["blocks"][name] for name in sorted(params["blocks"], key=int)]
+    return params | {"blocks": jax.tree.map(lambda *each: jnp.stack(each), *blocks)}
+
+
+def stacked(tree: dict) -> bool:
+    return "mlp_in" in tree.get("blocks", {})
+
+
+def tensor_rms(tree: dict) -> dict:
+    """RMS of every tensor; (L,) of a stacked one, a layer each."""
+    each = {name: jax.vmap(rms) if name == "blocks" and stacked(tree) else rms for name in tree}
+    return {name: jax.tree.map(each[name], part) for name, part in tree.items()}
+
+
+def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True, h: dict = PAPER, place=lambda x: x):
     """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `h`: `attention_power` and `kappa`.
 
     Taps: per block (L,) `max_attention_logit` (largest |logit| over causal entries), mean `q_norm` and `k_norm` as
     they enter the product, `qk_cosine` (mean |cosine| of the last query with every key), `block_rms` (RMS of the
     block's output); scalars `mean_output_logit`, `max_output_logit`. Zeros where `probe` is false.
+
+    Of stacked params (`stack`) layers are scanned, and computed again in the backward pass: one layer's activations
+    in memory, one layer to compile. `place` pins the residual stream (N, D) to devices.
     """
-    graphdef, state = _skeleton(config)
+    if not stacked(params):
+        return _merged(_skeleton(config), params)(tokens_BT, probe, h, place=place)
+    block = _block_skeleton(config)
+
+    def layer(x_ND, block_params):
+        x_ND, taps = _merged(block, block_params)(x_ND, tokens_BT.shape[0], probe, h)
+        return place(x_ND), taps
+
+    ends = _merged(_skeleton(dataclasses.replace(config, n_layers=0)), {n: p for n, p in params.items() if n != "blocks"})
+    scanned = functools.partial(jax.lax.scan, jax.checkpoint(layer, prevent_cse=False), xs=params["blocks"])
+    return ends(tokens_BT, probe, h, layers=scanned, place=place)
+
+
+def _merged(skeleton, params: dict) -> nnx.Module:
+    graphdef, state = skeleton
     state = jax.tree.map(lambda x: x, state)  # a copy: the skeleton is shared between traces
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)(tokens_BT, probe, h)
+    return nnx.merge(graphdef, state)
+
+
+@functools.cache
+def _block_skeleton(config: ModelConfig):
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)).blocks[0]), nnx.Param)
 
 
 @functools.cache

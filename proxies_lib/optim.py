@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from proxies_lib.config import HyperParams
-from proxies_lib.model import rms, when
+from proxies_lib.model import tensor_rms, when
 
 RMS_FLOOR = 1e-3  # of RMS-scaled learning rates (P1, Fig. E.14)
 
@@ -47,10 +47,11 @@ def descend(params, delta, step, h: dict):
     s = schedule(step, h)
     shrink = s * h["weight_decay"] * jnp.where(h["coupled"] > 0, h["lr"], 1.0)
     scaled = h["rms_scaled"] > 0
-    sizes = when(scaled, lambda tree: jax.tree.map(rms, tree), params)
+    sizes = when(scaled, tensor_rms, params)
 
     def one(path, p, d, size):
         factor = h["linear_lr"] if path[-1].key == "kernel" else 1.0
+        size = size.reshape(*size.shape, *(1,) * (p.ndim - size.ndim))  # a layer's own where layers are stacked
         factor *= jnp.where(scaled, jnp.maximum(size, RMS_FLOOR), 1.0)
         return p - (s * h["lr"] * factor) * d - shrink * p
 

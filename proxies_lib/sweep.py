@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -29,7 +30,6 @@ from proxies_lib.config import Run, Study, UserError
 
 FLOPS_PER_SECOND = 35e9  # per core, where no stored run of the program tells
 COMPILE_SECONDS = 15.0
-MAX_LANES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[in
     for name, vocab_size in sorted(corpora):
         dataset = data.open_dataset(name, vocab_size, prepare_missing=prepare, say=say)
         fingerprints[name, vocab_size] = dataset.fingerprint if dataset else None
-    found = store.locate(distinct, fingerprints, folder, layer)
+    found = store.locate(distinct, fingerprints, folder, layer, say)
     i, n = shard
     found = [f for j, f in enumerate(found) if j % n == i - 1]
     return Plan(tuple(found), _estimates(found, folder), folder, len(runs))
@@ -119,32 +119,41 @@ def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[in
 
 def _estimates(found: list[store.Found], folder: pathlib.Path) -> dict:
     """Seconds a run on one core, per program: measured on a stored run if there is one, else from its FLOPs."""
-    seconds = {}
-    for f in found:
-        if f.layer == "store" and f.run.program not in seconds:
-            seconds[f.run.program] = store.read(folder, f.key)[0]["result"]["train_seconds"]
-    for f in found:
-        seconds.setdefault(f.run.program, f.run.flops / FLOPS_PER_SECOND)
-    return seconds
+    one = {f.run.program: f.run for f in found}
+    stored = {f.run.program: f.key for f in found if f.layer == "store"}
+    records = {program: store.read(folder, k, columns=()) for program, k in stored.items()}
+    measured = {program: record[0]["result"]["train_seconds"] for program, record in records.items() if record}
+    return {program: run.flops / FLOPS_PER_SECOND for program, run in one.items()} | measured
 
 
 def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False):
-    """Train what `plan` misses. `engine`: "processes" (one core a run), "lanes" (vmap in this process), or "auto"."""
-    if not plan.missing:
+    """Train what `plan` misses. `engine`: "processes" (one core a run), "lanes" (vmap in this process), "ray" (over a
+    cluster, see `cluster`), or "auto": the one that PROXIES_ENGINE names, else by this machine's device."""
+    engines = ("auto", "processes", "lanes", "ray")
+    if engine == "auto":
+        engine = os.environ.get("PROXIES_ENGINE") or "auto"
+    if engine not in engines:
+        config.refuse("engine", engine, f"must be one of {', '.join(engines)}")
+    if not plan.missing and not _distributed():
         return
     if engine == "auto":
         engine = "processes" if platform_of_jax() == "cpu" else "lanes"
-    if engine == "processes":
+    if engine == "ray":
+        from proxies_lib import cluster
+
+        cluster.run(plan, workers=workers or ("PROXIES_WORKERS" in os.environ and cores()), quiet=quiet)
+    elif engine == "processes":
         _run_processes(plan, min(workers or cores(), len(plan.missing)), quiet)
     else:
         _run_lanes(plan, quiet)
 
 
-def collect(runs: dict[str, list[Run]], study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(runs: dict[str, list[Run]], study: Study, columns=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What notebooks call: print the plan, train what is missing if `study.train`, return runs and curves.
 
     `runs` maps the name of a method to its runs; the table has a row per method and run (a run may serve several),
-    in that order. Reading (train=False) also looks into the scale's committed table; training never does.
+    in that order, and only the curves that begin with one of `columns`. Reading (train=False) also looks into the
+    scale's committed table; training never does.
     """
     layer = None if study.train else config.folder("papermill_runs") / study.scale
     everything = [one for each in runs.values() for one in each]
@@ -153,7 +162,7 @@ def collect(runs: dict[str, list[Run]], study: Study) -> tuple[pd.DataFrame, pd.
     if study.train:
         run(the_plan)
         the_plan = plan(everything)
-    table, curves = store.table(list(the_plan.found), the_plan.folder, layer)
+    table, curves = store.table(list(the_plan.found), the_plan.folder, layer, columns)
     position = {f.run: i for i, f in enumerate(the_plan.found)}
     rows = [table.iloc[[position[one] for one in dict.fromkeys(each)]].assign(method=m) for m, each in runs.items()]
     return pd.concat(rows, ignore_index=True), curves
@@ -167,6 +176,11 @@ def cores() -> int:
     if chosen:
         return int(chosen)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _distributed() -> bool:
+    """Whether this process is one of several under `jax.distributed` (which must not start JAX just to find out)."""
+    return bool(os.environ.get("PROXIES_DISTRIBUTED"))
 
 
 def platform_of_jax() -> str:
@@ -261,23 +275,33 @@ def use_compilation_cache():
 
 
 def _run_lanes(plan: Plan, quiet: bool):
-    from proxies_lib.train import Trainer
+    """Train on this process's accelerators, or, under `jax.distributed`, on those of all processes, in step: the first
+    one's store says what is missing, and it alone writes."""
+    import jax
+
+    from proxies_lib.train import Trainer, layout_for
 
     use_compilation_cache()
+    first = jax.process_index() == 0
+    missing = plan.missing
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        todo = multihost_utils.broadcast_one_to_all(np.array([not f.layer for f in plan.found]))
+        missing = [f for f, train in zip(plan.found, todo, strict=True) if train]
     groups = collections.defaultdict(list)
-    for f in plan.missing:
+    for f in missing:
         groups[f.run.program, f.run.data, f.run.hparams.steps].append(f)
-    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
-    trainers = {}
+    progress = Progress(len(missing), sum(plan.seconds[f.run.program] for f in missing), quiet or not first)
+    devices, trainers = jax.devices(), {}
     for (program, name, _), members in groups.items():
         if program not in trainers:
-            trainers[program] = Trainer(*program, lanes=MAX_LANES)
+            trainers[program] = Trainer(*program, layout_for(*program, devices), devices)
         dataset = data.open_dataset(name, program[0].vocab_size)
-        for first in range(0, len(members), MAX_LANES):
-            batch = [f.run for f in members[first : first + MAX_LANES]]
-            for one, result in zip(batch, trainers[program].train(batch, dataset), strict=True):
+        for one, result in trainers[program].train_all([f.run for f in members], dataset):
+            if first:
                 record(plan.folder, one, dataset, result)
-                progress.add(plan.seconds[program], f"d {program[0].d_model}")
+            progress.add(plan.seconds[program], f"d {program[0].d_model}")
     progress.close()
 
 

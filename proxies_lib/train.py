@@ -1,17 +1,79 @@
 """Training as pure functions: init, chunk, evaluate; and `Trainer`, which compiles them once per program.
 
-The configuration's static part (`Run.program`) makes the graph; hyperparameters, seed and tokens are inputs.
+The configuration's static part (`Run.program`) makes the graph; hyperparameters, seed and tokens are inputs. A
+`Layout` says how a program lies on devices: it changes rounding, never what is computed, and is no part of a run.
 """
 
+import dataclasses
 import functools
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from proxies_lib import data, model, optim
-from proxies_lib.config import ModelConfig, Run, TrainConfig
+from proxies_lib.config import ModelConfig, Run, TrainConfig, refuse
+
+MAX_LANES = 16  # on one device
+DEEP = 24  # more layers are scanned, whatever the memory: unrolled, compilation grows with them
+MEMORY_SHARE = 0.8  # of a device's memory, for what `memory` counts
+CPU_MEMORY = 2 << 30  # of a device that does not tell
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a program lies on devices: a mesh ("run", "data"), lanes over the first, one run's batch, parameters and
+    optimizer state over the second (FSDP). `lanes` runs are trained at once by vmap (0: one, without). `scan` scans over
+    layers and computes each again in the backward pass. `accumulate` splits a step's batch into microbatches."""
+
+    lanes: int = 0
+    run: int = 1
+    data: int = 1
+    scan: bool = False
+    accumulate: int = 1
+
+    def check(self, config: ModelConfig, train: TrainConfig):
+        """Raises UserError where lanes, batch or layers cannot be laid out so."""
+        if self.lanes % self.run or (self.run > 1 and not self.lanes):
+            refuse("lanes", self.lanes, f"must be a multiple of run={self.run}")
+        if train.batch_size % (self.data * self.accumulate):
+            refuse("batch_size", train.batch_size, f"must be a multiple of data × accumulate = {self.data * self.accumulate}")
+        if self.scan and not config.n_layers:
+            refuse("n_layers", config.n_layers, "must be above 0 to scan over layers")
+
+
+def memory(config: ModelConfig, train: TrainConfig, layout: Layout = Layout()) -> float:
+    """Bytes one lane needs on each of its devices, estimated: parameters, moments and gradients in float32, with a copy
+    in the compute dtype; activations of all layers (of one, beside the residual stream, when scanned); logits."""
+    width = 2 if config.compute_dtype == "bfloat16" else 4
+    params = config.n_params + 2 * config.vocab_size * config.d_model
+    N = train.batch_size * config.seq_len / layout.data / layout.accumulate
+    heads = 0 if model.fused(config) else config.n_heads * config.seq_len
+    layer = N * (20 * config.d_model * width + heads * (8 + width))
+    layers = layer + config.n_layers * N * config.d_model * width if layout.scan else config.n_layers * layer
+    return params * (16 + width) / layout.data + layers + N * config.vocab_size * 10
+
+
+def layout_for(config: ModelConfig, train: TrainConfig, devices, limit: float | None = None) -> Layout:
+    """The layout of a program on `devices` with `limit` bytes each: a function of both alone, so that equal runs on equal
+    hardware give equal bits. Runs that fit one device are lanes, spread over all of them, as many as memory holds; others
+    are sharded over all devices, scanned, and accumulated over the fewest microbatches that fit."""
+    if limit is None:
+        own = next(d for d in devices if d.process_index == jax.process_index())  # only its own tell a process
+        limit = (own.memory_stats() or {}).get("bytes_limit", CPU_MEMORY)
+    one = Layout(scan=config.n_layers > DEEP)
+    fit = int(MEMORY_SHARE * limit // memory(config, train, one))
+    if fit:
+        each = min(1 << (fit.bit_length() - 1), MAX_LANES)
+        return dataclasses.replace(one, lanes=each * len(devices), run=len(devices))
+    shards = next(n for n in range(len(devices), 0, -1) if train.batch_size % n == 0)
+    layout = Layout(data=shards, scan=config.n_layers > 0)
+    while memory(config, train, layout) > MEMORY_SHARE * limit and train.batch_size % (2 * shards * layout.accumulate) == 0:
+        layout = dataclasses.replace(layout, accumulate=2 * layout.accumulate)
+    return layout
 
 
 def cross_entropy(logits_NV: jax.Array, labels_N: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -21,30 +83,56 @@ def cross_entropy(logits_NV: jax.Array, labels_N: jax.Array) -> tuple[jax.Array,
     return jnp.mean(log_z_N - label_N), jnp.mean(jnp.square(log_z_N))
 
 
-def init(config: ModelConfig, h: dict, seed) -> dict:
-    """The state before step 0: parameters, Adam's moments, the step number."""
+def init(config: ModelConfig, h: dict, seed, layout: Layout = Layout()) -> dict:
+    """The state before step 0: parameters (stacked over layers where the layout scans), Adam's moments, the step."""
     params = model.init(config, jax.random.key(seed), h)
+    params = model.stack(params) if layout.scan else params
     opt = optim.adam(dict.fromkeys(("clip_norm", "b1", "b2", "eps"), 1.0)).init(params)
     return {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
 
 
-def step(config: ModelConfig, h: dict, state: dict, tokens_BT: jax.Array, probe) -> tuple[dict, dict]:
-    """One optimizer step on windows (B, T + 1): the next state, and its loss, gradient norm, taps and tensor RMS.
+def gradients(config: ModelConfig, h: dict, params, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x):
+    """Gradient of cross-entropy + z-loss over windows (B, T + 1), the cross-entropy, and the taps.
 
-    Gradient RMS and norm are taken before the embedding's factor and before clipping; update RMS is Adam's output before LR and decay (P1's unscaled update).
+    Microbatches are equal, so means of means are means; the taps' largest values are the largest of all.
     """
 
-    def loss_fn(params):
-        logits_NV, taps = model.apply(config, params, tokens_BT[:, :-1], probe, h)
+    def loss_fn(params, tokens_BT):
+        logits_NV, taps = model.apply(config, params, tokens_BT[:, :-1], probe, h, place)
         ce, log2_z = cross_entropy(logits_NV, tokens_BT[:, 1:].reshape(-1))
         return ce + h["z_loss"] * log2_z, (ce, taps)
 
-    (_, (ce, taps)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+    gradient = jax.grad(loss_fn, has_aux=True)
+    A = layout.accumulate
+    if A == 1:
+        grads, (ce, taps) = gradient(params, tokens_BT)
+        return grads, ce, taps
+
+    def one(total, tokens_BT):
+        grads, aux = gradient(params, tokens_BT)
+        return jax.tree.map(jnp.add, total, grads), aux
+
+    # Every A-th row: a device's rows of a sharded batch are then rows of each microbatch.
+    parts_ABT = tokens_BT.reshape(-1, A, tokens_BT.shape[-1]).swapaxes(0, 1)
+    total, (ce_A, taps_A) = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), parts_ABT)
+    taps = {name: each.max(0) if name.startswith("max") else each.mean(0) for name, each in taps_A.items()}
+    if "block_rms" in taps:
+        taps["block_rms"] = jnp.sqrt(jnp.square(taps_A["block_rms"]).mean(0))
+    return jax.tree.map(lambda g: g / A, total), ce_A.mean(), taps
+
+
+def step(config, h: dict, state: dict, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x) -> tuple[dict, dict]:
+    """One optimizer step on windows (B, T + 1): the next state, and its loss, gradient norm, taps and tensor RMS.
+
+    Gradient RMS and norm are taken before the embedding's factor and before clipping; update RMS is Adam's output
+    before LR and decay (P1's unscaled update).
+    """
+    grads, ce, taps = gradients(config, h, state["params"], tokens_BT, probe, layout, place)
     scaled = grads | {"embed": jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])}
     delta, opt = optim.adam(h).update(scaled, state["opt"])
     params = optim.descend(state["params"], delta, state["step"], h)
     tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": state["params"]}
-    observed = model.when(probe, lambda t: jax.tree.map(model.rms, t), tensors)
+    observed = model.when(probe, lambda t: {name: model.tensor_rms(tree) for name, tree in t.items()}, tensors)
     gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     return (
         {"params": params, "opt": opt, "step": state["step"] + 1},
@@ -52,48 +140,139 @@ def step(config: ModelConfig, h: dict, state: dict, tokens_BT: jax.Array, probe)
     )
 
 
-def chunk(config: ModelConfig, h: dict, state: dict, tokens_CBT: jax.Array) -> tuple[dict, dict]:
+def chunk(config, h: dict, state: dict, tokens_CBT, layout: Layout = Layout(), place=lambda x: x) -> tuple[dict, dict]:
     """C steps in one program. Loss and gradient norm of each step (C,); taps and tensor RMS of the last step only."""
     C = len(tokens_CBT)
-    state, metrics = jax.lax.scan(lambda s, x: step(config, h, s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1))
+    one = functools.partial(step, config, h, layout=layout, place=place)
+    state, metrics = jax.lax.scan(lambda s, x: one(s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1))
     last = jax.tree.map(lambda x: x[-1], {name: metrics.pop(name) for name in ("taps", "tensors")})
     return state, metrics | last
 
 
-def evaluate(config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array) -> jax.Array:
+def evaluate(config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array, place=lambda x: x) -> jax.Array:
     """Mean cross-entropy in nats per token over E batches of windows (B, T + 1)."""
 
     def one(total, tokens_BT):
-        logits_NV, _ = model.apply(config, params, tokens_BT[:, :-1], False, h)
+        logits_NV, _ = model.apply(config, params, tokens_BT[:, :-1], False, h, place)
         return total + cross_entropy(logits_NV, tokens_BT[:, 1:].reshape(-1))[0], None
 
     total, _ = jax.lax.scan(one, jnp.zeros(()), tokens_EBT)
     return total / len(tokens_EBT)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shardings:
+    """Where inputs and outputs of a program lie on a mesh; all None on the default device."""
+
+    mesh: Mesh | None
+    layout: Layout
+
+    def __call__(self, *axes):
+        lead = ("run",) if self.layout.lanes else ()
+        return self.mesh and NamedSharding(self.mesh, P(*lead, *axes))
+
+    def shared(self, *axes):
+        """Of what all lanes share."""
+        return self.mesh and NamedSharding(self.mesh, P(*axes))
+
+    def state(self, state):
+        """Every tensor is split along its largest axis that divides, layers of stacked ones left alone."""
+
+        def one(path, leaf):
+            shape = leaf.shape[1:] if self.layout.lanes else leaf.shape
+            first = int(self.layout.scan and any(getattr(part, "key", None) == "blocks" for part in path))
+            splits = [i for i in range(first, len(shape)) if shape[i] % self.layout.data == 0]
+            axes = [None] * len(shape)
+            if splits and self.layout.data > 1:
+                axes[max(splits, key=shape.__getitem__)] = "data"
+            return self(*axes)
+
+        return jax.tree.map_with_path(one, state) if self.mesh else None
+
+
+def lower(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None) -> tuple:
+    """The programs `start`, `advance` and `judge` (init, chunk, evaluate), lowered on `devices`, which may be a mere
+    topology, or on the default one; and their shardings. Raises UserError on a layout that does not divide."""
+    layout.check(config, train)
+    mesh = None
+    if devices is not None:
+        grid = np.asarray(devices[: layout.run * layout.data]).reshape(layout.run, layout.data)
+        mesh = Mesh(grid, ("run", "data"), axis_types=(AxisType.Auto,) * 2)
+    shardings = Shardings(mesh, layout)
+    place = lambda x: x  # noqa: E731
+    if mesh is not None:
+        place = functools.partial(jax.lax.with_sharding_constraint, shardings=shardings.shared("data"))
+    each = functools.partial(jax.vmap, spmd_axis_name="run" if mesh else None) if layout.lanes else lambda f, **_: f
+    batch = (train.batch_size, config.seq_len + 1)
+    lead = (layout.lanes,) if layout.lanes else ()
+    spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    h = {name: jax.ShapeDtypeStruct(lead, jnp.float32) for name in optim.inputs(Run().hparams)}
+    init_ = each(functools.partial(init, config, layout=layout))
+    state = jax.eval_shape(init_, h, spec(lead))
+    at = shardings.state(state)
+    start = jax.jit(init_, in_shardings=shardings(), out_shardings=at)
+    advance = jax.jit(
+        each(functools.partial(chunk, config, layout=layout, place=place)), donate_argnums=1,
+        in_shardings=mesh and (shardings(), at, shardings(None, "data")), out_shardings=mesh and (at, shardings()),
+    )  # fmt: skip
+    judge = jax.jit(
+        each(functools.partial(evaluate, config, place=place), in_axes=(0, 0, None)),
+        in_shardings=mesh and (shardings(), at["params"], shardings.shared(None, "data")), out_shardings=shardings(),
+    )  # fmt: skip
+    return (
+        start.lower(h, spec(lead)),
+        advance.lower(h, state, spec((*lead, train.log_every, *batch))),
+        judge.lower(h, state["params"], spec((train.eval_batches, *batch))),
+        shardings,
+    )
+
+
+def lower_advance(config: ModelConfig, train: TrainConfig, layout: Layout, devices) -> jax.stages.Lowered:
+    """The chunk of steps alone, lowered on `devices`."""
+    return lower(config, train, layout, devices)[1]
+
+
 class Trainer:
-    """The three executables of one program, compiled once; `lanes` runs are trained at once (0: one run, no vmap).
+    """The three executables of one program, compiled once for a layout (and devices; else the default one).
 
     A lane's numbers do not depend on its neighbours: the width is fixed, and short groups are padded.
     """
 
-    def __init__(self, config: ModelConfig, train: TrainConfig, lanes: int = 0):
-        self.config, self.shape, self.lanes = config, train, lanes
+    def __init__(self, config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None):
+        self.config, self.shape, self.lanes = config, train, layout.lanes
         started = time.perf_counter()
-        each = jax.vmap if lanes else lambda f, **_: f
-        batch = (train.batch_size, config.seq_len + 1)
-        lead = (lanes,) if lanes else ()
-        spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-        h = {name: jax.ShapeDtypeStruct(lead, jnp.float32) for name in optim.inputs(Run().hparams)}
-        start = jax.jit(each(functools.partial(init, config)))
-        state = jax.eval_shape(start, h, spec(lead))
-        advance = jax.jit(each(functools.partial(chunk, config)), donate_argnums=1)
-        judge = jax.jit(each(functools.partial(evaluate, config), in_axes=(0, 0, None)))
+        start, advance, judge, self.shardings = lower(config, train, layout, devices)
         once = {"xla_backend_optimization_level": 0}  # drawn once a run: quick to compile is what counts
-        self.start = start.lower(h, spec(lead)).compile(compiler_options=once)
-        self.advance = advance.lower(h, state, spec((*lead, train.log_every, *batch))).compile()
-        self.judge = judge.lower(h, state["params"], spec((train.eval_batches, *batch))).compile()
+        self.start = start.compile(compiler_options=once if jax.default_backend() == "cpu" else None)
+        self.advance, self.judge = advance.compile(), judge.compile()
         self.compile_seconds = time.perf_counter() - started
+
+    def _put(self, value, sharding):
+        """A host array as an input: each process hands over what its own devices hold."""
+        return value if sharding is None else jax.make_array_from_callback(np.shape(value), sharding, value.__getitem__)
+
+    def _tokens(self, dataset: "data.Dataset", seeds: list[int], begin: int):
+        """The next chunk's windows (lanes, C, B, T + 1); with a mesh only the rows of this process's devices are read."""
+        B, T = self.shape.batch_size, self.config.seq_len
+
+        def rows(index):
+            first, last, _ = index[-2].indices(B)
+            part = (first // (last - first), B // (last - first))
+            chunks = [dataset.chunk(s, begin, self.shape, T, *part) for s in (seeds[index[0]] if self.lanes else seeds)]
+            return np.stack(chunks) if self.lanes else chunks[0]
+
+        whole = (slice(None),) * (4 if self.lanes else 3)
+        if self.shardings.mesh is None:
+            return rows(whole)
+        shape = (*((self.lanes,) if self.lanes else ()), self.shape.log_every, B, T + 1)
+        return jax.make_array_from_callback(shape, self.shardings(None, "data"), rows)
+
+    def train_all(self, runs: list[Run], dataset: "data.Dataset"):
+        """Pairs of run and result for any number of runs of equal steps, as many at once as there are lanes."""
+        width = max(self.lanes, 1)
+        for begin in range(0, len(runs), width):
+            some = runs[begin : begin + width]
+            yield from zip(some, self.train(some, dataset), strict=True)
 
     def train(self, runs: list[Run], dataset: "data.Dataset") -> list[dict]:
         """Train runs of this program: one, or up to `lanes`. Returns a result per run.
@@ -110,25 +289,35 @@ class Trainer:
         started = time.perf_counter()
         stack = np.asarray if self.lanes else (lambda values: np.asarray(values[0]))
         numbers = [optim.inputs(r.hparams) for r in padded]
-        h = {name: stack([n[name] for n in numbers]).astype(np.float32) for name in numbers[0]}
+        at = self.shardings
+        h = {k: self._put(stack([n[k] for n in numbers]).astype(np.float32), at()) for k in numbers[0]}
         held_out = np.stack(
             [dataset.batch("validation", 0, i, self.shape.batch_size, self.config.seq_len)
              for i in range(self.shape.eval_batches)]
         )  # fmt: skip
-        state = self.start(h, stack(seeds).astype(np.int32))
-        first = np.atleast_1d(self.judge(h, state["params"], held_out))
+        held_out = self._put(held_out, at.shared(None, "data"))
+        state = self.start(h, self._put(stack(seeds).astype(np.int32), at()))
+        first = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
         points = []
         for begin in range(0, runs[0].hparams.steps, self.shape.log_every):
-            tokens = stack([dataset.chunk(s, begin, self.shape, self.config.seq_len) for s in seeds])
-            state, metrics = self.advance(h, state, tokens)
-            points.append(jax.device_get(metrics))
+            state, metrics = self.advance(h, state, self._tokens(dataset, seeds, begin))
+            points.append(fetch(metrics))
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():
                 break
-        last = np.atleast_1d(self.judge(h, state["params"], held_out))
+        last = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
         seconds = (time.perf_counter() - started) / len(runs)
         lanes = range(len(runs))
         pick = (lambda i: [jax.tree.map(lambda x: x[i], p) for p in points]) if self.lanes else (lambda i: points)
         return [_result(pick(i), float(first[i]), float(last[i]), seconds, self.shape.log_every) for i in lanes]
+
+
+def fetch(values):
+    """Device values as NumPy arrays, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(values)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(values, tiled=True))
 
 
 def _result(points: list[dict], first: float, last: float, seconds: float, log_every: int) -> dict:
@@ -156,5 +345,7 @@ def _names(point: dict) -> dict[str, float]:
     for name, value in point["taps"].items():
         flat |= {f"{name}/{i}": v for i, v in enumerate(value)} if np.ndim(value) else {name: value}
     for path, value in jax.tree_util.tree_flatten_with_path(point["tensors"])[0]:
-        flat[jax.tree_util.keystr(path, simple=True, separator="/")] = value
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        layers = {name.replace("blocks/", f"blocks/{i}/", 1): v for i, v in enumerate(value)} if np.ndim(value) else None
+        flat |= layers or {name: value}
     return flat

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxies_lib import config, store
+from proxies_lib import cli, config, store
 from proxies_lib.config import UserError, replace
 
 
@@ -106,3 +106,180 @@ def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, 
     _, exported = store.exported(tmp_path / "out")
     assert set(exported) == {"step", "loss", "key"}
     np.testing.assert_allclose(exported["loss"], values, rtol=1.3e-4)
+
+
+def fill(folder, runs, **options):
+    for run in runs:
+        i = run.hparams.seed
+        curves = CURVES | ({"grad_rms/b": np.array([-0.0, np.inf, i], np.float32)} if i % 2 else {})
+        store.write(folder, meta(run, loss=float("nan") if i == 1 else float(i), **options), curves)
+    return {meta(run, **options)["key"]: store.read(folder, meta(run, **options)["key"]) for run in runs}
+
+
+def seeds(smoke, n):
+    return [replace(smoke, seed=s) for s in range(n)]
+
+
+def packs(folder):
+    return sorted((folder / "packs").glob("*.parquet"))
+
+
+def loose(folder):
+    return sorted(folder.glob("??/*.npz"))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def merged(*arguments) -> str:
+    lines = []
+    store.merge(*arguments, say=lines.append)
+    return "\n".join(lines)
+
+
+def assert_same(folder, records):
+    for k, (written, curves) in records.items():
+        again, packed = store.read(folder, k)
+        assert repr(again) == repr(written) and packed.keys() == curves.keys()
+        for name, values in curves.items():
+            assert packed[name].dtype == values.dtype and packed[name].tobytes() == values.tobytes()
+
+
+def test_packed_records_and_tables_equal_loose_ones_bit_for_bit(tmp_path, smoke):
+    runs = seeds(smoke, 5)
+    records = fill(tmp_path, runs)
+    plain = store.table(find(runs, tmp_path), tmp_path)
+    assert "5 of its own packed" in merged([], tmp_path)
+    assert not loose(tmp_path) and len(packs(tmp_path)) == 1
+    assert_same(tmp_path, records)
+    new = replace(smoke, seed=9)
+    store.write(tmp_path, meta(new), CURVES)
+    packed = store.table(find(runs, tmp_path), tmp_path)
+    pd.testing.assert_frame_equal(plain[0], packed[0])
+    pd.testing.assert_frame_equal(plain[1], packed[1][list(plain[1])])
+    both, curves = store.table(find([runs[3], new, runs[0]], tmp_path), tmp_path)
+    assert both["seed"].tolist() == [3, 9, 0] and list(dict.fromkeys(curves["key"])) == both["key"].tolist()
+
+
+def test_a_table_of_some_curves_holds_only_these(tmp_path, smoke):
+    runs = seeds(smoke, 3)
+    fill(tmp_path, runs)
+    for _ in range(2):  # loose, then packed
+        whole = store.table(find(runs, tmp_path), tmp_path)[1]
+        for columns, names in (
+            ((), []),
+            (("grad_rms/b",), ["grad_rms/b"]),
+            (["grad_rms"], ["grad_rms/a", "grad_rms/b"]),
+        ):
+            some = store.table(find(runs, tmp_path), tmp_path, columns=columns)[1]
+            assert set(some) == {"step", "key", *names}
+            pd.testing.assert_frame_equal(some, whole[list(some)])
+            assert set(store.read(tmp_path, meta(runs[1])["key"], columns)[1]) == {"step", *names}
+        merged([], tmp_path)
+
+
+def test_a_merge_brings_stores_and_packs_together_once(tmp_path, smoke):
+    runs = seeds(smoke, 6)
+    records = fill(tmp_path / "a", runs[:3]) | fill(tmp_path / "b", runs[2:5]) | fill(tmp_path / "here", runs[5:])
+    merged([], tmp_path / "b")
+    (pack,) = packs(tmp_path / "b")
+    sources, here = [tmp_path / "a", pack], tmp_path / "here"
+    before = {p: p.read_bytes() for s in ("a", "b") for p in (tmp_path / s).rglob("*") if p.is_file()}
+    assert "5 runs merged, 1 already there, 1 of its own packed, 0 damaged; the store has 1 packs" in merged(
+        sources, here
+    )
+    (first,) = packs(here)
+    assert "0 runs merged, 6 already there, 0 of its own packed" in merged(sources, here)
+    assert packs(here) == [first] and not loose(here)
+    assert_same(here, records)
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_a_merge_that_was_killed_counts_every_run_once_and_can_go_on(tmp_path, smoke, monkeypatch):
+    runs = seeds(smoke, 4)
+    records = fill(tmp_path, runs)
+    with monkeypatch.context() as killed:
+        killed.setattr(store.pathlib.Path, "unlink", lambda *_, **__: None)
+        merged([], tmp_path)
+    assert len(loose(tmp_path)) == 4 and len(packs(tmp_path)) == 1
+    table, curves = store.table(find(runs, tmp_path), tmp_path)
+    assert len(table) == 4 and len(curves) == 12
+    merged([], tmp_path)
+    assert not loose(tmp_path) and len(packs(tmp_path)) == 1
+    assert_same(tmp_path, records)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    records |= fill(tmp_path, [replace(smoke, seed=7)])
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(store, "_write_pack", stop)
+        merged([], tmp_path)
+    assert_same(tmp_path, records)
+
+
+def test_a_damaged_pack_is_one_line_and_its_runs_are_missing(tmp_path, smoke, capsys):
+    runs = seeds(smoke, 3)
+    fill(tmp_path, runs)
+    merged([], tmp_path)
+    found, (pack,) = find(runs, tmp_path), packs(tmp_path)
+    flip(pack)
+    assert [f.layer for f in find(runs, tmp_path)] == [""] * 3
+    assert capsys.readouterr().out == f"store: pack {pack.name} is damaged or renamed; its runs count as missing\n"
+    assert store.read(tmp_path, found[0].key) is None
+    with pytest.raises(UserError, match="3 of 3 runs were lost or damaged"):
+        store.table(found, tmp_path)
+    assert "0 runs merged, 0 already there, 0 of its own packed, 1 damaged" in merged([pack], tmp_path / "other")
+    records = fill(tmp_path, runs)  # trained again
+    assert "3 of its own packed, 1 damaged" in merged([], tmp_path)
+    assert packs(tmp_path) == [pack] and not loose(tmp_path)
+    assert_same(tmp_path, records)
+
+
+def test_a_merge_leaves_damaged_records_and_small_packs_it_cannot_replace(tmp_path, smoke):
+    fill(tmp_path, seeds(smoke, 3))
+    flip(loose(tmp_path)[1])
+    lines = merged([], tmp_path)
+    assert "record" in lines and "2 of its own packed, 1 damaged" in lines and len(loose(tmp_path)) == 1
+
+
+def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smoke, monkeypatch):
+    monkeypatch.setattr(store, "PACK_BYTES", 20_000)
+    runs, noise = seeds(smoke, 30), np.random.default_rng(0)
+    for run in runs:
+        store.write(tmp_path, meta(run), CURVES | {"noise": noise.standard_normal(3).astype(np.float32)})
+        if run.hparams.seed % 5 == 4:
+            merged([], tmp_path)
+    sizes = [p.stat().st_size for p in packs(tmp_path)]
+    assert 1 < len(sizes) < 6 and max(sizes) <= 20_000
+    assert {f.layer for f in find(runs, tmp_path)} == {"store"}
+    before = packs(tmp_path)
+    merged([], tmp_path)
+    assert packs(tmp_path) == before
+
+
+def test_a_record_of_other_fields_is_packed_as_it_is(tmp_path, smoke):
+    other = meta(smoke) | {"key": "of another schema"}
+    other["config"] = other["config"] | {"no_such_field": 1}
+    store.write(tmp_path, other, CURVES)
+    records = {"of another schema": store.read(tmp_path, "of another schema")}
+    merged([], tmp_path)
+    assert_same(tmp_path, records)
+
+
+def test_the_command_merges_and_refuses_what_is_no_store(tmp_path, smoke, capsys):
+    fill(tmp_path / "a", [smoke])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.parquet").write_bytes(b"x")
+    for source, words in (("nowhere", "no such file or folder"), ("empty", "is neither a store nor a pack"),
+                          ("x.parquet", "is neither a store nor a pack")):  # fmt: skip
+        assert cli.main(["merge", str(tmp_path / source), "--store", str(tmp_path / "target")]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.count("\n") == 1 and words in err and not (tmp_path / "target").exists()
+    assert cli.main(["merge", "--store", str(tmp_path / "target")]) == 2
+    assert "store=" in capsys.readouterr().err
+    assert cli.main(["merge", str(tmp_path / "a"), "--store", str(tmp_path / "target")]) == 0
+    assert capsys.readouterr().out.startswith("1 runs merged, 0 already there")

@@ -4,7 +4,7 @@ import pytest
 
 from proxies_lib import config, data
 from proxies_lib.config import replace
-from proxies_lib.train import Trainer
+from proxies_lib.train import Layout, Trainer
 
 SYNTHETIC = data.open_dataset("synthetic", 64)
 
@@ -66,7 +66,7 @@ def test_divergence_is_data(trainer, smoke):
 
 def test_lanes_do_not_see_their_neighbours(smoke):
     """The same run in a full, a padded and a partly diverged group gives the same bits."""
-    lanes = Trainer(*smoke.program, lanes=4)
+    lanes = Trainer(*smoke.program, Layout(lanes=4))
     mine, others = replace(smoke, lr=0.02), [replace(smoke, seed=s, lr=0.1) for s in (5, 6, 7)]
     alone = lanes.train([mine], SYNTHETIC)[0]
     same(alone, lanes.train([mine, *others], SYNTHETIC)[0])
@@ -78,7 +78,7 @@ def test_lanes_do_not_see_their_neighbours(smoke):
 
 def test_lanes_agree_with_one_run_at_a_time(trainer, smoke):
     one = trainer.train([smoke], SYNTHETIC)[0]
-    lane = Trainer(*smoke.program, lanes=2).train([smoke], SYNTHETIC)[0]
+    lane = Trainer(*smoke.program, Layout(lanes=2)).train([smoke], SYNTHETIC)[0]
     for name in one["curves"]:
         np.testing.assert_allclose(one["curves"][name], lane["curves"][name], rtol=2e-3, atol=1e-6, err_msg=name)
 
