@@ -77,11 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seconds", type=float, default=12.0, help="step: measured time per shape")
     sub.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="store: numbers of stored runs")
 
-    sub = command("tpu-check", _tpu_check, "compile the paper's train step for a TPU slice on this machine: does it fit?")
+    sub = command(
+        "tpu-check", _tpu_check, "compile the paper's train step for a TPU slice on this machine: does it fit?"
+    )
     sub.add_argument("--size", default="4.8B", help="N of the paper's sizes: 2.4M, 9.4M, … 4.8B (default)")
-    sub.add_argument("--topology", default="v5e:4x4", help="a slice, as v5e:4x4 (default), v6e:2x4, v5p:2x2x1, v4:2x2x2")
+    sub.add_argument(
+        "--topology", default="v5e:4x4", help="a slice, as v5e:4x4 (default), v6e:2x4, v5p:2x2x1, v4:2x2x2"
+    )
     sub.add_argument("--batch", type=int, help="global batch (default: the paper's 256)")
-    sub.add_argument("--accumulate", type=int, help="microbatches of a step (default: as training chooses)")
+    sub.add_argument("--accumulate", type=int, help="microbatches of a step (default: 1, the whole batch at once)")
     sub.add_argument("--scan", action=argparse.BooleanOptionalAction, help="scan over layers, with rematerialization")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--table", action="store_true", help="check what docs/tpu_check.csv lacks, write docs/scale.md")
@@ -287,7 +291,9 @@ def _costs(options):
         for scale in config.scales():
             _write_between_markers(config.root() / tpu.PAGE, tpu.costs_table(scale), f"costs {scale}")
         return _write_between_markers(config.root() / tpu.PAGE, tpu.sizes_table("paper"), "sizes paper")
-    print(tpu.costs(options.scale).to_json(orient="records", indent=1) if options.json else tpu.costs_table(options.scale))
+    print(
+        tpu.costs(options.scale).to_json(orient="records", indent=1) if options.json else tpu.costs_table(options.scale)
+    )
 
 
 def _data_prepare(options):

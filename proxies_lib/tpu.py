@@ -147,8 +147,8 @@ def collectives(hlo: str) -> dict[str, dict]:
 def check(size: str, topology: str, batch: int | None = None, **overrides) -> dict:
     """Compile the paper scale's train step of `size` for `topology` in a process of its own; what `describe` prints.
 
-    `batch` is the global batch (None: the protocol's). `overrides` change fields of the layout that `train.layout_for`
-    chooses. Raises UserError on bad input, without libtpu, and where the compiler fails for another reason than memory.
+    `batch` is the global batch (None: the protocol's), taken at once. `overrides` change fields of the layout, in which
+    one run is sharded over the slice. Raises UserError on bad input, without libtpu, and where the compiler fails for another reason than memory.
     """
     run, (kind, shape) = sized(size), shape_of(topology)
     run = run if batch is None else config.replace(run, batch_size=batch)
@@ -190,6 +190,8 @@ def describe(row: dict) -> str:
     ]
     if row["error"]:
         lines.append(f"  compiler: {row['error']}")
+        if row["microbatches"] > row["layout"]["accumulate"]:
+            lines.append(f"  training would split the batch: try --accumulate {row['microbatches']}")
     else:
         lines.append(f"  collectives (a loop's once; results on a chip): {moved or 'none'}")
     return "\n".join([
@@ -213,9 +215,11 @@ def compile_here(job: dict) -> dict:
     special = {"chip_config_name": "megacore"} if kind == "v4" else {}
     special |= {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
     devices = topologies.get_topology_desc(platform="tpu", topology_name=job["topology"], **special).devices
-    layout = dataclasses.replace(train.layout_for(*run.program, devices), **job["overrides"])
+    chosen = train.layout_for(*run.program, devices, CHIPS[kind].memory * GIB)
+    one = {"lanes": 0, "run": 1, "data": math.gcd(len(devices), run.train.batch_size), "accumulate": 1}
+    layout = dataclasses.replace(chosen, **one | job["overrides"])
     started = time.perf_counter()
-    traced = train.trace_advance(*run.program, layout, devices)
+    traced = train.trace(*run.program, layout, devices)[1]
     lowered = traced.lower()
     flops = matmul_flops(traced.jaxpr) / run.train.log_every
     lower_seconds, started = time.perf_counter() - started, time.perf_counter()
@@ -230,7 +234,7 @@ def compile_here(job: dict) -> dict:
         error = str(failure).splitlines()[0]
         need = _asked(error)
     return {
-        "need_gib": need, "error": error, "layout": dataclasses.asdict(layout), "step_flops": flops,
+        "need_gib": need, "error": error, "layout": dataclasses.asdict(layout), "microbatches": chosen.accumulate, "step_flops": flops,
         "collectives": moved, "lower_seconds": lower_seconds, "compile_seconds": time.perf_counter() - started,
         "host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},

@@ -40,21 +40,27 @@ class Layout:
         if self.lanes % self.run or (self.run > 1 and not self.lanes):
             refuse("lanes", self.lanes, f"must be a multiple of run={self.run}")
         if train.batch_size % (self.data * self.accumulate):
-            refuse("batch_size", train.batch_size, f"must be a multiple of data × accumulate = {self.data * self.accumulate}")
+            refuse(
+                "batch_size",
+                train.batch_size,
+                f"must be a multiple of data × accumulate = {self.data * self.accumulate}",
+            )
         if self.scan and not config.n_layers:
             refuse("n_layers", config.n_layers, "must be above 0 to scan over layers")
 
 
 def memory(config: ModelConfig, train: TrainConfig, layout: Layout = Layout()) -> float:
-    """Bytes one lane needs on each of its devices, estimated: parameters, moments and gradients in float32, with a copy
-    in the compute dtype; activations of all layers (of one, beside the residual stream, when scanned); logits."""
+    """Bytes one lane needs on each of its devices, estimated: parameters, moments and gradients (and their sum over
+    microbatches) in float32, with a copy in the compute dtype; activations of all layers (of one, beside the residual
+    stream, when scanned); logits."""
     width = 2 if config.compute_dtype == "bfloat16" else 4
     params = config.n_params + 2 * config.vocab_size * config.d_model
     N = train.batch_size * config.seq_len / layout.data / layout.accumulate
     heads = 0 if model.fused(config) else config.n_heads * config.seq_len
     layer = N * (20 * config.d_model * width + heads * (8 + width))
     layers = layer + config.n_layers * N * config.d_model * width if layout.scan else config.n_layers * layer
-    return params * (16 + width) / layout.data + layers + N * config.vocab_size * 10
+    state = params * (20 + width if layout.accumulate > 1 else 16 + width) / layout.data
+    return state + layers + N * config.vocab_size * 10
 
 
 def layout_for(config: ModelConfig, train: TrainConfig, devices, limit: float | None = None) -> Layout:
@@ -71,7 +77,10 @@ def layout_for(config: ModelConfig, train: TrainConfig, devices, limit: float | 
         return dataclasses.replace(one, lanes=each * len(devices), run=len(devices))
     shards = next(n for n in range(len(devices), 0, -1) if train.batch_size % n == 0)
     layout = Layout(data=shards, scan=config.n_layers > 0)
-    while memory(config, train, layout) > MEMORY_SHARE * limit and train.batch_size % (2 * shards * layout.accumulate) == 0:
+    while (
+        memory(config, train, layout) > MEMORY_SHARE * limit
+        and train.batch_size % (2 * shards * layout.accumulate) == 0
+    ):
         layout = dataclasses.replace(layout, accumulate=2 * layout.accumulate)
     return layout
 
@@ -121,7 +130,9 @@ def gradients(config: ModelConfig, h: dict, params, tokens_BT, probe, layout: La
     return jax.tree.map(lambda g: g / A, total), ce_A.mean(), taps
 
 
-def step(config, h: dict, state: dict, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x) -> tuple[dict, dict]:
+def step(
+    config, h: dict, state: dict, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x
+) -> tuple[dict, dict]:
     """One optimizer step on windows (B, T + 1): the next state, and its loss, gradient norm, taps and tensor RMS.
 
     Gradient RMS and norm are taken before the embedding's factor and before clipping; update RMS is Adam's output
@@ -190,9 +201,9 @@ class Shardings:
         return jax.tree.map_with_path(one, state) if self.mesh else None
 
 
-def lower(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None) -> tuple:
-    """The programs `start`, `advance` and `judge` (init, chunk, evaluate), lowered on `devices`, which may be a mere
-    topology, or on the default one; and their shardings. Raises UserError on a layout that does not divide."""
+def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None) -> tuple:
+    """The programs `start`, `advance` and `judge` (init, chunk, evaluate), traced for `devices`, which may be a mere
+    topology, or for the default one; and their shardings. Raises UserError on a layout that does not divide."""
     layout.check(config, train)
     mesh = None
     if devices is not None:
@@ -220,16 +231,11 @@ def lower(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), de
         in_shardings=mesh and (shardings(), at["params"], shardings.shared(None, "data")), out_shardings=shardings(),
     )  # fmt: skip
     return (
-        start.lower(h, spec(lead)),
-        advance.lower(h, state, spec((*lead, train.log_every, *batch))),
-        judge.lower(h, state["params"], spec((train.eval_batches, *batch))),
+        start.trace(h, spec(lead)),
+        advance.trace(h, state, spec((*lead, train.log_every, *batch))),
+        judge.trace(h, state["params"], spec((train.eval_batches, *batch))),
         shardings,
     )
-
-
-def lower_advance(config: ModelConfig, train: TrainConfig, layout: Layout, devices) -> jax.stages.Lowered:
-    """The chunk of steps alone, lowered on `devices`."""
-    return lower(config, train, layout, devices)[1]
 
 
 class Trainer:
@@ -241,7 +247,8 @@ class Trainer:
     def __init__(self, config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None):
         self.config, self.shape, self.lanes = config, train, layout.lanes
         started = time.perf_counter()
-        start, advance, judge, self.shardings = lower(config, train, layout, devices)
+        *programs, self.shardings = trace(config, train, layout, devices)
+        start, advance, judge = (program.lower() for program in programs)
         once = {"xla_backend_optimization_level": 0}  # drawn once a run: quick to compile is what counts
         self.start = start.compile(compiler_options=once if jax.default_backend() == "cpu" else None)
         self.advance, self.judge = advance.compile(), judge.compile()
@@ -346,6 +353,8 @@ def _names(point: dict) -> dict[str, float]:
         flat |= {f"{name}/{i}": v for i, v in enumerate(value)} if np.ndim(value) else {name: value}
     for path, value in jax.tree_util.tree_flatten_with_path(point["tensors"])[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        layers = {name.replace("blocks/", f"blocks/{i}/", 1): v for i, v in enumerate(value)} if np.ndim(value) else None
+        layers = (
+            {name.replace("blocks/", f"blocks/{i}/", 1): v for i, v in enumerate(value)} if np.ndim(value) else None
+        )
         flat |= layers or {name: value}
     return flat
