@@ -12,13 +12,13 @@ from proxies_lib.config import UserError, refuse
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0; 2 for bad input, with one line on stderr; 130 when interrupted."""
+    """Exit status 0; 2 for bad input, with one line on stderr; 130 when interrupted, 143 by SIGTERM with a checkpoint."""
     options = _parser().parse_args(arguments)
     try:
         return options.call(options) or 0
     except UserError as error:
         print(f"proxies: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except KeyboardInterrupt:
         print("proxies: interrupted; finished runs are stored", file=sys.stderr)
         return 130

@@ -22,6 +22,8 @@ DTYPES = ("float32", "bfloat16")
 class UserError(ValueError):
     """Bad input, in one line that names the field, its value and what is allowed."""
 
+    status = 2  # of the command that ends by it
+
 
 def refuse(name: str, value, allowed: str):
     raise UserError(f"{name}={value!r}: {allowed}")

@@ -279,7 +279,8 @@ def _run_lanes(plan: Plan, quiet: bool):
     one's store says what is missing, and it alone writes."""
     import jax
 
-    from proxies_lib.train import Trainer, layout_for
+    from proxies_lib import checkpoint
+    from proxies_lib.train import Trainer
 
     use_compilation_cache()
     first = jax.process_index() == 0
@@ -289,20 +290,36 @@ def _run_lanes(plan: Plan, quiet: bool):
 
         todo = multihost_utils.broadcast_one_to_all(np.array([not f.layer for f in plan.found]))
         missing = [f for f, train in zip(plan.found, todo, strict=True) if train]
-    groups = collections.defaultdict(list)
-    for f in missing:
-        groups[f.run.program, f.run.data, f.run.hparams.steps].append(f)
-    progress = Progress(len(missing), sum(plan.seconds[f.run.program] for f in missing), quiet or not first)
     devices, trainers = jax.devices(), {}
-    for (program, name, _), members in groups.items():
-        if program not in trainers:
-            trainers[program] = Trainer(*program, layout_for(*program, devices), devices)
-        dataset = data.open_dataset(name, program[0].vocab_size)
-        for one, result in trainers[program].train_all([f.run for f in members], dataset):
-            if first:
-                record(plan.folder, one, dataset, result)
-            progress.add(plan.seconds[program], f"d {program[0].d_model}")
+    progress = Progress(len(missing), sum(plan.seconds[f.run.program] for f in missing), quiet or not first)
+    with checkpoint.until_terminated():
+        for layout, members in _lane_jobs(missing, devices):
+            program, name = members[0].run.program, members[0].run.data
+            if (program, layout) not in trainers:
+                trainers[program, layout] = Trainer(*program, layout, devices)
+            dataset = data.open_dataset(name, program[0].vocab_size)
+            runs, keys = [f.run for f in members], [f.key for f in members]
+            for one, result in trainers[program, layout].train_all(runs, dataset, keys):
+                if first:
+                    record(plan.folder, one, dataset, result)
+                progress.add(plan.seconds[program], f"d {program[0].d_model}")
     progress.close()
+
+
+def _lane_jobs(missing: list[store.Found], devices):
+    """Layouts, and the runs that train in them: first groups that have a checkpoint, then the rest by program."""
+    from proxies_lib import checkpoint
+    from proxies_lib.train import Layout, layout_for
+
+    left = {f.key: f for f in missing}
+    for group in checkpoint.pending(left):
+        members = [left.pop(key) for key in group["keys"]]
+        yield Layout(**group["layout"]).on(len(devices), members[0].run.train), members
+    groups = collections.defaultdict(list)
+    for f in left.values():
+        groups[f.run.program, f.run.data, f.run.hparams.steps].append(f)
+    for (program, *_), members in groups.items():
+        yield layout_for(*program, devices), members
 
 
 def _run_processes(plan: Plan, workers: int, quiet: bool):

@@ -6,15 +6,16 @@ The configuration's static part (`Run.program`) makes the graph; hyperparameters
 
 import dataclasses
 import functools
+import math
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from proxies_lib import data, model, optim
+from proxies_lib import checkpoint, data, model, optim
 from proxies_lib.config import ModelConfig, Run, TrainConfig, refuse
 
 MAX_LANES = 16  # on one device
@@ -35,6 +36,15 @@ class Layout:
     scan: bool = False
     accumulate: int = 1
 
+    def on(self, devices: int, train: TrainConfig) -> "Layout":
+        """The same state on another number of devices: a microbatch holds as many rows of a device, or fewer."""
+        if self.lanes:
+            return dataclasses.replace(self, run=math.gcd(self.lanes, devices))
+        shards = _shards(devices, train.batch_size)
+        rows = train.batch_size // shards
+        parts = next(a for a in range(1, rows + 1) if rows % a == 0 and a * shards >= self.accumulate * self.data)
+        return dataclasses.replace(self, data=shards, accumulate=parts)
+
     def check(self, config: ModelConfig, train: TrainConfig):
         """Raises UserError where lanes, batch or layers cannot be laid out so."""
         if self.lanes % self.run or (self.run > 1 and not self.lanes):
@@ -47,6 +57,11 @@ class Layout:
             )
         if self.scan and not config.n_layers:
             refuse("n_layers", config.n_layers, "must be above 0 to scan over layers")
+
+
+def _shards(devices: int, batch_size: int) -> int:
+    """Over how many of the devices a batch can be split."""
+    return next(n for n in range(devices, 0, -1) if batch_size % n == 0)
 
 
 def memory(config: ModelConfig, train: TrainConfig, layout: Layout = Layout()) -> float:
@@ -75,7 +90,7 @@ def layout_for(config: ModelConfig, train: TrainConfig, devices, limit: float | 
     if fit:
         each = min(1 << (fit.bit_length() - 1), MAX_LANES)
         return dataclasses.replace(one, lanes=each * len(devices), run=len(devices))
-    shards = next(n for n in range(len(devices), 0, -1) if train.batch_size % n == 0)
+    shards = _shards(len(devices), train.batch_size)
     layout = Layout(data=shards, scan=config.n_layers > 0)
     while (
         memory(config, train, layout) > MEMORY_SHARE * limit
@@ -245,9 +260,10 @@ class Trainer:
     """
 
     def __init__(self, config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None):
-        self.config, self.shape, self.lanes = config, train, layout.lanes
+        self.config, self.shape, self.layout, self.lanes = config, train, layout, layout.lanes
         started = time.perf_counter()
         *programs, self.shardings = trace(config, train, layout, devices)
+        self.outputs = programs[1].out_info  # abstract state and metrics
         start, advance, judge = (program.lower() for program in programs)
         once = {"xla_backend_optimization_level": 0}  # drawn once a run: quick to compile is what counts
         self.start = start.compile(compiler_options=once if jax.default_backend() == "cpu" else None)
@@ -257,6 +273,12 @@ class Trainer:
     def _put(self, value, sharding):
         """A host array as an input: each process hands over what its own devices hold."""
         return value if sharding is None else jax.make_array_from_callback(np.shape(value), sharding, value.__getitem__)
+
+    def _abstract(self) -> tuple:
+        """What a chunk returns, state and metrics; the state with the shardings it has here."""
+        state, metrics = self.outputs
+        lie = self.shardings.state(state) or jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie), metrics
 
     def _tokens(self, dataset: "data.Dataset", seeds: list[int], begin: int):
         """The next chunk's windows (lanes, C, B, T + 1); with a mesh only the rows of this process's devices are read."""
@@ -274,15 +296,24 @@ class Trainer:
         shape = (*((self.lanes,) if self.lanes else ()), self.shape.log_every, B, T + 1)
         return jax.make_array_from_callback(shape, self.shardings(None, "data"), rows)
 
-    def train_all(self, runs: list[Run], dataset: "data.Dataset"):
-        """Pairs of run and result for any number of runs of equal steps, as many at once as there are lanes."""
+    def train_all(self, runs: list[Run], dataset: "data.Dataset", keys: list[str] | None = None):
+        """Pairs of run and result for any number of runs of equal steps, as many at once as there are lanes. With `keys`
+        there are checkpoints, resumed from where they exist, removed once the caller asks for more."""
         width = max(self.lanes, 1)
         for begin in range(0, len(runs), width):
-            some = runs[begin : begin + width]
-            yield from zip(some, self.train(some, dataset), strict=True)
+            some, group, finished = runs[begin : begin + width], None, False
+            if keys:
+                group = checkpoint.Group(some, keys[begin : begin + width], self.layout)
+            try:
+                yield from zip(some, self.train(some, dataset, group), strict=True)
+                finished = True
+            finally:
+                if group:
+                    group.close(finished)
 
-    def train(self, runs: list[Run], dataset: "data.Dataset") -> list[dict]:
-        """Train runs of this program: one, or up to `lanes`. Returns a result per run.
+    def train(self, runs: list[Run], dataset: "data.Dataset", group: "checkpoint.Group | None" = None) -> list[dict]:
+        """Train runs of this program: one, or up to `lanes`, from the checkpoint of `group` if it has one. Returns a
+        result per run. Raises checkpoint.Preempted when `group` was asked to stop.
 
         A result holds `final_loss` and `init_loss` (evaluation, nats per token), `diverged`, `diverged_step` (the
         first step with a loss that is not finite, or -1), `train_seconds`, and `curves` of (points,) arrays: `step` is the
@@ -303,14 +334,18 @@ class Trainer:
              for i in range(self.shape.eval_batches)]
         )  # fmt: skip
         held_out = self._put(held_out, at.shared(None, "data"))
-        state = self.start(h, self._put(stack(seeds).astype(np.int32), at()))
-        first = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
-        points = []
-        for begin in range(0, runs[0].hparams.steps, self.shape.log_every):
+        if group and (found := group.restore(*self._abstract())):
+            state, first, points = found
+        else:
+            state, points = self.start(h, self._put(stack(seeds).astype(np.int32), at())), []
+            first = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
+        for begin in range(len(points) * self.shape.log_every, runs[0].hparams.steps, self.shape.log_every):
             state, metrics = self.advance(h, state, self._tokens(dataset, seeds, begin))
             points.append(fetch(metrics))
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():
                 break
+            if group:
+                group.after(begin + self.shape.log_every, state, first, points)
         last = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
         seconds = (time.perf_counter() - started) / len(runs)
         lanes = range(len(runs))

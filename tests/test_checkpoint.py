@@ -1,0 +1,178 @@
+"""Checkpoints: resumed runs are the runs, bit for bit on equal devices; SIGTERM loses nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_layout import TOLERANCE, environment
+
+from proxies_lib import checkpoint, config, data, notebooks, store, sweep
+from proxies_lib.config import replace
+from proxies_lib.train import Layout, Trainer
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXIES_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint after every chunk."""
+    monkeypatch.setattr(checkpoint, "FLOPS_BETWEEN", {"cpu": 1.0})
+
+
+def same(a: dict, b: dict) -> bool:
+    scalars = all(a[name] == b[name] for name in ("final_loss", "init_loss", "diverged_step"))
+    return scalars and all(np.array_equal(a["curves"][k], b["curves"][k], equal_nan=True) for k in a["curves"])
+
+
+@pytest.mark.parametrize("lanes", (0, 4))
+def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeypatch, lanes):
+    runs = [replace(smoke, seed=seed) for seed in range(3 if lanes else 1)]
+    keys, corpus = [str(run.hparams.seed) for run in runs], data.open_dataset(smoke.data, smoke.model.vocab_size)
+    trainer = Trainer(*smoke.program, Layout(lanes=lanes))
+    whole = trainer.train(runs, corpus)
+    after, chunks = checkpoint.Group.after, len(whole[0]["curves"]["step"])
+    assert chunks > 3
+
+    def die_at_the_third(group, step, *rest):
+        after(group, step, *rest)
+        if step == 3 * smoke.train.log_every:
+            group.manager.wait_until_finished()
+            raise MemoryError
+
+    monkeypatch.setattr(checkpoint.Group, "after", die_at_the_third)
+    with pytest.raises(MemoryError):
+        list(trainer.train_all(runs, corpus, keys))
+    (group,) = checkpoint.pending(keys)
+    assert group["keys"] == keys and Layout(**group["layout"]) == trainer.layout
+    steps = sorted(int(path.name) for path in folder.glob("*/steps/*"))
+    assert steps == [2 * smoke.train.log_every, 3 * smoke.train.log_every], "the last two are kept"
+    seen = []
+    monkeypatch.setattr(checkpoint.Group, "after", lambda group, step, *rest: seen.append(step))
+    resumed = [result for _, result in trainer.train_all(runs, corpus, keys)]
+    assert seen[0] == 4 * smoke.train.log_every
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
+    assert not checkpoint.pending(keys) and not list(folder.iterdir()), "a finished group leaves nothing"
+
+
+def test_runs_shorter_than_an_interval_leave_nothing(smoke, folder):
+    corpus = data.open_dataset(smoke.data, smoke.model.vocab_size)
+    list(Trainer(*smoke.program).train_all([smoke], corpus, ["key"]))
+    assert not folder.exists()
+
+
+def test_intervals_follow_the_flops_of_a_chunk(monkeypatch):
+    big = replace(config.scales()["paper"].base, d_model=4096, n_layers=24)
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    one, more = (checkpoint.interval(big, Layout(data=n)) for n in (16, 64))
+    assert one % big.train.log_every == 0 and more == pytest.approx(4 * one, rel=0.2)
+    assert one * big.flops / big.hparams.steps == pytest.approx(16e17, rel=0.2)
+
+
+def test_a_layout_moves_to_other_devices(smoke):
+    batch = smoke.train.batch_size
+    assert batch % 4 == 0
+    assert Layout(lanes=16, run=8).on(2, smoke.train) == Layout(lanes=16, run=2)
+    assert Layout(lanes=16, run=1).on(6, smoke.train) == Layout(lanes=16, run=2)
+    for devices in (1, 2, 3, 4):
+        moved = Layout(data=2, scan=True, accumulate=2).on(devices, smoke.train)
+        moved.check(*smoke.program)
+        assert moved.scan and moved.data <= devices and moved.data * moved.accumulate >= 4
+    same = Layout(data=4, accumulate=1)
+    assert same.on(4, smoke.train) == same
+
+
+SHARDED = """
+import json, sys, jax
+from proxies_lib import checkpoint, config, data
+from proxies_lib.train import Layout, Trainer
+run = config.from_flat(json.loads(sys.argv[1]))
+corpus = data.open_dataset("synthetic", run.model.vocab_size)
+trainers, stop, kept = {}, 2 * run.train.log_every, checkpoint.Group.after
+
+def train(devices, after=kept):
+    checkpoint.Group.after = after
+    layout = Layout(data=8, scan=True)
+    for group in checkpoint.pending(["key"]):
+        layout = Layout(**group["layout"]).on(devices, run.train)
+    if layout not in trainers:
+        trainers[layout] = Trainer(*run.program, layout, jax.devices())
+    ((_, result),) = trainers[layout].train_all([run], corpus, ["key"])
+    return {"data": layout.data, "loss": result["final_loss"], "curve": result["curves"]["loss"].tolist()}
+
+def die(group, step, *rest):
+    group.every = stop
+    kept(group, step, *rest)
+    if step == stop:
+        raise MemoryError
+
+print(json.dumps(train(8)))
+for devices in (8, 4, 1):
+    try:
+        train(8, die)
+    except MemoryError:
+        print(json.dumps(train(devices)))
+"""
+
+
+def test_a_sharded_run_is_restored_on_other_devices(smoke, folder):
+    run = replace(smoke, d_model=16, batch_size=8)
+    command = [sys.executable, "-c", SHARDED, json.dumps(config.flat(run))]
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole, *resumed = map(json.loads, done.stdout.splitlines())
+    assert [r["data"] for r in resumed] == [8, 4, 1]
+    assert resumed[0] == whole, "bit for bit on the same topology"
+    for each in resumed:
+        assert each["loss"] == pytest.approx(whole["loss"], rel=TOLERANCE)
+        assert each["curve"][:2] == whole["curve"][:2] and len(each["curve"]) == len(whole["curve"])
+
+
+STOPPED = """
+import sys
+from proxies_lib import checkpoint, cli
+checkpoint.FLOPS_BETWEEN = {"cpu": 1.0}
+sys.exit(cli.main("run 00 --scale smoke --engine lanes --seeds 5 --set steps=300".split()))
+"""
+
+
+def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
+    """The command stops with a checkpoint and status 143; whoever trains these runs next goes on from there."""
+    for name in ("store", "figures", "papermill_runs"):
+        monkeypatch.setenv(f"PROXIES_{name.upper()}", str(tmp_path / name))
+    stopped = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True, cwd=config.root())
+    while not list(folder.glob("*/steps/[0-9]*")) and stopped.poll() is None:
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    err = stopped.communicate(timeout=120)[1]
+    assert stopped.returncode == 143 and "stopped by SIGTERM at step" in err.splitlines()[-1], err
+    (group,) = [json.loads(path.read_text()) for path in folder.glob("*/group.json")]
+    step = max(int(path.name) for path in folder.glob("*/steps/*"))
+    assert 0 < step < 300
+    parameters = {"scale": "smoke", "train": True, "publish": False, "overrides": {"seeds": [5], "steps": 300}}
+    runs, _ = notebooks.runs_of(notebooks.sections()["00"], parameters)
+    begun, tables = [], []
+    restore = checkpoint.Group.restore
+
+    def spy(*arguments):
+        found = restore(*arguments)
+        begun.append(found and len(found[2]))
+        return found
+
+    monkeypatch.setattr(checkpoint.Group, "restore", spy)
+    for place in ("store", "whole"):
+        sweep.run(sweep.plan(runs, tmp_path / place), engine="lanes")
+        done = sweep.plan(runs, tmp_path / place)
+        assert not done.missing
+        table, curves = store.table(list(done.found), tmp_path / place)
+        tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
+    assert set(group["keys"]) == {f.key for f in done.found} and not list(folder.iterdir())
+    assert begun == [step // runs[0].train.log_every, None]
+    assert tables[0] == tables[1]
