@@ -1,16 +1,21 @@
 # make reproduce   re-train and redraw the paper      (SCALE=laptop, ONLY="01" narrows, WORKERS=2)
 # make test        unit tests, and the smoke notebooks under nbval against an empty store
+# make test-ray    the slow suite: `ray` (250 MB) into .venv, then the Ray engine on simulated nodes, one killed mid-run
 SCALE ?= laptop
 ONLY ?=
 WORKERS ?=
 PYTHON ?= python3
 
-.PHONY: reproduce test bench
+.PHONY: reproduce test test-ray bench
 reproduce: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
 
 test: .venv/.ready
 	.venv/bin/python -m pytest
+
+test-ray: .venv/.ready
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,ray]'
+	.venv/bin/python -m pytest tests/test_cluster.py
 
 bench: .venv/.ready
 	.venv/bin/proxies bench

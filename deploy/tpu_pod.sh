@@ -5,15 +5,19 @@
 #   TPU=my-slice ZONE=us-west4-a deploy/tpu_pod.sh run --scale paper --store /mnt/disk/store
 #
 # FILL IN: TPU, ZONE, REPOSITORY. A corpus must lie prepared at the same place on every host (`prepare` does it): a
-# read-only disk or bucket that all mount, named by PROXIES_CACHE, or a copy on each. Host 0 needs the store only.
+# read-only disk or bucket that all mount, named by PROXIES_CACHE, or a copy on each. Host 0 needs the store only, but all
+# hosts must see the checkpoints: PROXIES_CHECKPOINTS, a folder of a disk or bucket that all mount.
 set -euo pipefail
 : "${TPU:?name of the slice}" "${ZONE:?its zone}"
 CHECKOUT=${CHECKOUT:-proxies}
-PROXIES_CACHE=${PROXIES_CACHE:-}
 
 everywhere() { gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all --command "$1"; }
 proxies() {
-    everywhere "cd $(printf %q "$CHECKOUT") && ${PROXIES_CACHE:+PROXIES_CACHE=$(printf %q "$PROXIES_CACHE") }.venv/bin/proxies$(printf ' %q' "$@")"
+    local settings=
+    for name in PROXIES_CACHE PROXIES_CHECKPOINTS; do
+        [ -z "${!name:-}" ] || settings+="$name=$(printf %q "${!name}") "
+    done
+    everywhere "cd $(printf %q "$CHECKOUT") && $settings.venv/bin/proxies$(printf ' %q' "$@")"
 }
 
 case "${1:-}" in

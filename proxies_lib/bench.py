@@ -68,7 +68,7 @@ class _Training:
         self.run, self.trainer, self.times = run, Trainer(*run.program), []
         self.h = {name: np.float32(v) for name, v in optim.inputs(run.hparams).items()}
         dataset = data.open_dataset(run.data, run.model.vocab_size)
-        self.tokens = dataset.chunk(0, 0, run.train, run.model.seq_len)
+        self.tokens = dataset.chunk(run.hparams, 0, run.train, run.model.seq_len)
         self.state = self.trainer.start(self.h, np.int32(0))
         self.advance()
 

@@ -105,10 +105,14 @@ class Group:
             self.manager = ocp.CheckpointManager(self.folder / "steps", options=options)
         return self.manager
 
-    def restore(self, state, metrics):
-        """State, first losses and points of the last checkpoint, or None. `state` is abstract, with the shardings it is
-        wanted in; `metrics` are the abstract metrics of a chunk of `log_every` steps."""
-        if not (self.folder / "group.json").exists() or (step := self._open().latest_step()) is None:
+    def restore(self, state, metrics, step: int | None = None):
+        """State, first losses and points of the checkpoint at `step`, or of the last one; None where there is none.
+        `state` is abstract, with the shardings it is wanted in; `metrics` are those of a chunk (Trainer.abstract)."""
+        if not (self.folder / "group.json").exists():
+            return None
+        kept = self._open()
+        step = kept.latest_step() if step is None else step
+        if step is None or step not in kept.all_steps():
             return None
         import orbax.checkpoint as ocp
 
@@ -116,7 +120,7 @@ class Group:
         points = jax.tree.map(lambda x: np.empty((n, *x.shape), x.dtype), metrics)
         first = np.empty(metrics["loss"].shape[:-1] or 1, np.float32)
         wanted = {"state": state, "first": first, "points": points}
-        found = self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
+        found = kept.restore(step, args=ocp.args.StandardRestore(wanted))
         points = jax.tree.map(np.asarray, found["points"])
         return found["state"], np.asarray(found["first"]), [jax.tree.map(itemgetter(i), points) for i in range(n)]
 

@@ -17,6 +17,7 @@ ATTENTIONS = ("softmax", "squared_relu")
 DECAYS = ("independent", "coupled")
 LR_SCALINGS = ("none", "rms")
 DTYPES = ("float32", "bfloat16")
+GRADIENT_DTYPES = ("float32", "float16", "float8_e5m2", "float8_e4m3fn")
 
 
 class UserError(ValueError):
@@ -36,6 +37,9 @@ class ModelConfig:
     No layers make the bigram model of Fig. 10. `qk_norm` acts on q and k before the logits: "per_head" LayerNorm, one
     over the "whole" width (Fig. E.8), or the "kappa" map √κ·z/√mean(z²) (Fig. 10). `attention` "squared_relu" weighs
     values by relu(logit)²/√seq_len instead of a softmax (Fig. E.11).
+
+    Gradients are rounded to `gradient_dtype` before the optimizer, times `loss_scale`. With `histograms`, a number of
+    bins, the logged points also hold Adam's ratio and update of three tensors (`optim.observe`).
     """
 
     d_model: int = 256
@@ -46,6 +50,8 @@ class ModelConfig:
     qk_norm: str = "per_head"
     compute_dtype: str = "bfloat16"
     attention: str = "softmax"
+    gradient_dtype: str = "float32"
+    histograms: int = 0
 
     @property
     def n_heads(self) -> int:
@@ -66,6 +72,15 @@ class TrainConfig:
     eval_batches: int = 20
 
 
+DATA_ORDER = (
+    "corpus_batches",
+    "rare_batch",
+    "rare_batches",
+    "skip_step",
+    "skip_batches",
+)  # hyperparameters of the data alone
+
+
 @dataclass(frozen=True)
 class HyperParams:
     """Inputs of the compiled program: changing them compiles nothing. Defaults: P1, section 2.1.
@@ -76,7 +91,12 @@ class HyperParams:
     µParam (section 3.2.4) is made of `linear_lr` (LR factor of every linear layer, base width/width), `head_init`
     (factor of the head's initial std), `query_init` (the same for queries, 0 for zero) and `attention_power` (logits are
     scaled by d_head to minus this power). `lr_scaling` "rms" multiplies a tensor's LR by max(RMS, 1e-3) (Fig. E.14).
-    `kappa` belongs to qk_norm "kappa". `embedding_gradient` scales the embedding's gradient before clipping (P2).
+    `kappa` belongs to qk_norm "kappa".
+
+    For P2: `embedding_gradient` scales the embedding's gradient before clipping. ε falls geometrically to `eps_decay`
+    times `eps` at the last step. `loss_scale` belongs to `gradient_dtype`. Of the batches, numbered from 0, training
+    repeats the first `corpus_batches` (0: all, once); `rare_batches` of them, from number `rare_batch` on, are one token
+    repeated; and at step `skip_step` the next `skip_batches` are left out (PaLM).
     """
 
     steps: int = 100_000
@@ -97,6 +117,13 @@ class HyperParams:
     lr_scaling: str = "none"
     kappa: float = 1.0
     embedding_gradient: float = 1.0
+    eps_decay: float = 1.0
+    loss_scale: float = 1.0
+    corpus_batches: int = 0
+    rare_batch: int = 0
+    rare_batches: int = 0
+    skip_step: int = 0
+    skip_batches: int = 0
     seed: int = 0
 
 
@@ -120,13 +147,17 @@ class Run:
             ("seq_len", m.seq_len), ("batch_size", t.batch_size), ("log_every", t.log_every),
             ("eval_batches", t.eval_batches), ("steps", h.steps), ("lr", h.lr), ("clip_norm", h.clip_norm),
             ("linear_lr", h.linear_lr), ("kappa", h.kappa), ("embedding_gradient", h.embedding_gradient),
+            ("eps_decay", h.eps_decay), ("loss_scale", h.loss_scale),
         ):  # fmt: skip
             if not value > 0:
                 refuse(name, value, "must be above 0")
-        if m.n_layers < 0:
-            refuse("n_layers", m.n_layers, "must be 0 or more")
+        for name in ("n_layers", "histograms"):
+            if getattr(m, name) < 0:
+                refuse(name, getattr(m, name), "must be 0 or more")
+        if m.histograms and not m.n_layers:
+            refuse("histograms", m.histograms, "must be 0 without layers")
         not_negative = ("min_lr", "weight_decay", "z_loss", "eps", "seed", "warmup_steps", "head_init", "query_init")
-        for name in (*not_negative, "attention_power"):
+        for name in (*not_negative, "attention_power", *DATA_ORDER):
             if getattr(h, name) < 0:
                 refuse(name, getattr(h, name), "must be 0 or more")
         for name in ("b1", "b2"):
@@ -134,7 +165,7 @@ class Run:
                 refuse(name, getattr(h, name), "must be in [0, 1)")
         for name, value, allowed in (
             ("qk_norm", m.qk_norm, QK_NORMS), ("attention", m.attention, ATTENTIONS),
-            ("compute_dtype", m.compute_dtype, DTYPES), ("decay", h.decay, DECAYS),
+            ("compute_dtype", m.compute_dtype, DTYPES), ("gradient_dtype", m.gradient_dtype, GRADIENT_DTYPES), ("decay", h.decay, DECAYS),
             ("lr_scaling", h.lr_scaling, LR_SCALINGS),
         ):  # fmt: skip
             if value not in allowed:
@@ -177,6 +208,15 @@ LATER = (
     "lr_scaling",
     "kappa",
     "embedding_gradient",
+    "gradient_dtype",
+    "histograms",
+    "eps_decay",
+    "loss_scale",
+    "corpus_batches",
+    "rare_batch",
+    "rare_batches",
+    "skip_step",
+    "skip_batches",
 )
 
 _PARTS = {

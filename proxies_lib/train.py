@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from proxies_lib import checkpoint, data, model, optim
-from proxies_lib.config import ModelConfig, Run, TrainConfig, refuse
+from proxies_lib.config import HyperParams, ModelConfig, Run, TrainConfig, refuse
 
 MAX_LANES = 16  # on one device
 DEEP = 24  # more layers are scanned, whatever the memory: unrolled, compilation grows with them
@@ -111,8 +111,11 @@ def init(config: ModelConfig, h: dict, seed, layout: Layout = Layout()) -> dict:
     """The state before step 0: parameters (stacked over layers where the layout scans), Adam's moments, the step."""
     params = model.init(config, jax.random.key(seed), h)
     params = model.stack(params) if layout.scan else params
-    opt = optim.adam(dict.fromkeys(("clip_norm", "b1", "b2", "eps"), 1.0)).init(params)
-    return {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
+    opt = optim.adam(h).init(params)
+    state = {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
+    if config.histograms:
+        state["last"] = jax.tree.map(jnp.zeros_like, optim.observed_tensors(params, config.n_layers))
+    return state
 
 
 def gradients(config: ModelConfig, h: dict, params, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x):
@@ -154,14 +157,23 @@ def step(
     before LR and decay (P1's unscaled update).
     """
     grads, ce, taps = gradients(config, h, state["params"], tokens_BT, probe, layout, place)
+    if config.gradient_dtype != "float32":
+        grads = optim.rounded(grads, config.gradient_dtype, h["loss_scale"])
     scaled = grads | {"embed": jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])}
-    delta, opt = optim.adam(h).update(scaled, state["opt"])
+    delta, opt = optim.adam(h, state["step"]).update(scaled, state["opt"])
     params = optim.descend(state["params"], delta, state["step"], h)
     tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": state["params"]}
     observed = model.when(probe, lambda t: {name: model.tensor_rms(tree) for name, tree in t.items()}, tensors)
     gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    after = {"params": params, "opt": opt, "step": state["step"] + 1}
+    if config.histograms:
+        pick = functools.partial(optim.observed_tensors, n_layers=config.n_layers)
+        adam = opt[1]
+        seen = (pick(grads), state["last"], pick(delta), (adam.count, pick(adam.mu), pick(adam.nu)), h)
+        taps |= model.when(probe, functools.partial(optim.observe, config.histograms), *seen)
+        after["last"] = pick(grads)
     return (
-        {"params": params, "opt": opt, "step": state["step"] + 1},
+        after,
         {"loss": ce, "gradient_norm": gradient_norm, "taps": taps, "tensors": observed},
     )
 
@@ -274,20 +286,21 @@ class Trainer:
         """A host array as an input: each process hands over what its own devices hold."""
         return value if sharding is None else jax.make_array_from_callback(np.shape(value), sharding, value.__getitem__)
 
-    def _abstract(self) -> tuple:
+    def abstract(self) -> tuple:
         """What a chunk returns, state and metrics; the state with the shardings it has here."""
         state, metrics = self.outputs
         lie = self.shardings.state(state) or jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
         return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie), metrics
 
-    def _tokens(self, dataset: "data.Dataset", seeds: list[int], begin: int):
+    def _tokens(self, dataset: "data.Dataset", hparams: list[HyperParams], begin: int):
         """The next chunk's windows (lanes, C, B, T + 1); with a mesh only the rows of this process's devices are read."""
         B, T = self.shape.batch_size, self.config.seq_len
 
         def rows(index):
             first, last, _ = index[-2].indices(B)
             part = (first // (last - first), B // (last - first))
-            chunks = [dataset.chunk(s, begin, self.shape, T, *part) for s in (seeds[index[0]] if self.lanes else seeds)]
+            mine = hparams[index[0]] if self.lanes else hparams
+            chunks = [dataset.chunk(each, begin, self.shape, T, *part) for each in mine]
             return np.stack(chunks) if self.lanes else chunks[0]
 
         whole = (slice(None),) * (4 if self.lanes else 3)
@@ -311,9 +324,10 @@ class Trainer:
                 if group:
                     group.close(finished)
 
-    def train(self, runs: list[Run], dataset: "data.Dataset", group: "checkpoint.Group | None" = None) -> list[dict]:
-        """Train runs of this program: one, or up to `lanes`, from the checkpoint of `group` if it has one. Returns a
-        result per run. Raises checkpoint.Preempted when `group` was asked to stop.
+    def train(self, runs: list[Run], dataset: "data.Dataset", group=None, begin: tuple | None = None) -> list[dict]:
+        """Train runs of this program: one, or up to `lanes`. They go on from the last checkpoint of `group`, a
+        checkpoint.Group, or from `begin`, what its `restore` gives: a run that differs from then on *rewinds* another.
+        Returns a result per run. Raises checkpoint.Preempted when `group` was asked to stop.
 
         A result holds `final_loss` and `init_loss` (evaluation, nats per token), `diverged`, `diverged_step` (the
         first step with a loss that is not finite, or -1), `train_seconds`, and `curves` of (points,) arrays: `step` is the
@@ -334,18 +348,20 @@ class Trainer:
              for i in range(self.shape.eval_batches)]
         )  # fmt: skip
         held_out = self._put(held_out, at.shared(None, "data"))
-        if group and (found := group.restore(*self._abstract())):
-            state, first, points = found
+        if group and not begin:
+            begin = group.restore(*self.abstract())
+        if begin:
+            state, first, points = begin
         else:
             state, points = self.start(h, self._put(stack(seeds).astype(np.int32), at())), []
             first = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
-        for begin in range(len(points) * self.shape.log_every, runs[0].hparams.steps, self.shape.log_every):
-            state, metrics = self.advance(h, state, self._tokens(dataset, seeds, begin))
+        for done in range(len(points) * self.shape.log_every, runs[0].hparams.steps, self.shape.log_every):
+            state, metrics = self.advance(h, state, self._tokens(dataset, [r.hparams for r in padded], done))
             points.append(fetch(metrics))
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():
                 break
             if group:
-                group.after(begin + self.shape.log_every, state, first, points)
+                group.after(done + self.shape.log_every, state, first, points)
         last = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
         seconds = (time.perf_counter() - started) / len(runs)
         lanes = range(len(runs))

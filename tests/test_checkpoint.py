@@ -62,6 +62,21 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeyp
     assert not checkpoint.pending(keys) and not list(folder.iterdir()), "a finished group leaves nothing"
 
 
+def test_rewinding_and_skipping_is_a_run_that_never_saw_the_batches(smoke, often, monkeypatch):
+    """PaLM's remedy: from a checkpoint before the spike, the batches that made it left out."""
+    run = replace(smoke, rare_batch=17, rare_batches=3, histograms=8)
+    skipping, corpus = replace(run, skip_step=15, skip_batches=5), data.open_dataset(run.data, run.model.vocab_size)
+    trainer = Trainer(*run.program)
+    group = checkpoint.Group([run], ["key"], trainer.layout)
+    monkeypatch.setattr(checkpoint, "KEEP", 99)
+    spiked = trainer.train([run], corpus, group)[0]
+    begin = group.restore(*trainer.abstract(), step=15)
+    assert len(begin[2]) == 3 and group.restore(*trainer.abstract(), step=16) is None
+    rewound, never = trainer.train([skipping], corpus, begin=begin)[0], trainer.train([skipping], corpus)[0]
+    assert same(rewound, never) and not same(rewound, spiked)
+    assert np.array_equal(rewound["curves"]["loss"][:3], spiked["curves"]["loss"][:3])
+
+
 def test_runs_shorter_than_an_interval_leave_nothing(smoke, folder):
     corpus = data.open_dataset(smoke.data, smoke.model.vocab_size)
     list(Trainer(*smoke.program).train_all([smoke], corpus, ["key"]))

@@ -80,19 +80,31 @@ class Logged(cluster.Worker):
             file.write("".join(f"{event} {key} {os.getpid()}\n" for key in keys))
 
 
+def add_node(nodes, **options):
+    """A node more. Ray gives up on one that takes 15 seconds to start, as on a busy machine it may: try again."""
+    for last in (False, False, True):
+        try:
+            return nodes.add_node(**options)
+        except Exception as error:
+            if last or "timed out during startup" not in str(error):
+                raise
+
+
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A simulated cluster: a head that trains nothing, and three nodes of one core each."""
-    pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
+    ray = pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
     from ray.cluster_utils import Cluster
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import this file
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PROXIES_TEST_LOG", str(tmp_path_factory.mktemp("ray") / "log"))
-        simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        simulated = Cluster()
         try:
+            add_node(simulated, num_cpus=0, include_dashboard=False)
             for _ in range(3):
-                simulated.add_node(num_cpus=1)
+                add_node(simulated, num_cpus=1)
             patch.setenv("RAY_ADDRESS", simulated.address)
             yield simulated
         finally:
@@ -141,7 +153,7 @@ def test_a_node_dies_and_nothing_is_lost_or_trained_twice(tmp_path, nodes, runs,
     tables = []
     for folder in (tmp_path / "ray", tmp_path / "here"):
         table, curves = store.table(list(sweep.plan(runs, folder).found), folder)
-        tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
+        tables.append((table.drop(columns=["train_seconds", "commit"]).to_csv(), curves.to_csv()))
     assert tables[0] == tables[1], "bit for bit that of the processes engine"
 
 
@@ -150,7 +162,7 @@ def test_a_node_without_the_corpus_is_named(tmp_path, nodes, smoke, monkeypatch)
     data.prepare("text", "elsewhere", [str(tmp_path / "text")], vocab_size=32, say=lambda line: None)
     run = replace(smoke, data="elsewhere", vocab_size=32)
     monkeypatch.setitem(cluster.SLOTS, "CPU", {"num_cpus": 1, "resources": {"bare": 1}})
-    nodes.add_node(num_cpus=1, resources={"bare": 1}, env_vars={"PROXIES_CACHE": str(tmp_path / "other")})
+    add_node(nodes, num_cpus=1, resources={"bare": 1}, env_vars={"PROXIES_CACHE": str(tmp_path / "other")})
     with pytest.raises(UserError, match=r"node .*: data='elsewhere': is not prepared here"):
         sweep.run(sweep.plan([run], tmp_path), engine="ray")
 
@@ -216,20 +228,21 @@ def test_the_kubernetes_job_covers_every_shard_once(tmp_path, path):
 def test_the_tpu_pod_script_runs_the_same_command_on_every_host(tmp_path, path):
     stub(tmp_path / "bin" / "gcloud", 'printf "%s\\n" "$@"')
     script, common = str(DEPLOY / "tpu_pod.sh"), {"PATH": path, "TPU": "slice", "ZONE": "zone", "REPOSITORY": "a b"}
+    common |= {"PROXIES_CHECKPOINTS": "/mnt/a b"}
     sent = bash(script, "run", "01", "--set", "lrs=[0.1, 1]", **common).splitlines()
     assert sent[:7] == "compute tpus tpu-vm ssh slice --zone zone".split() and "--worker=all" in sent
-    stub(tmp_path / "bin" / "there", 'printf "%s\\n" "$@"')
+    stub(tmp_path / "bin" / "there", 'printf "%s\\n" "$PROXIES_CHECKPOINTS" "$@"')
     command = sent[-1].replace("cd proxies", "true").replace(".venv/bin/proxies", "there")
-    assert bash("-c", command, PATH=path).splitlines() == ["run", "--distributed", "01", "--set", "lrs=[0.1, 1]"]
+    there = ["/mnt/a b", "run", "--distributed", "01", "--set", "lrs=[0.1, 1]"]
+    assert bash("-c", command, PATH=path).splitlines() == there
     assert "git clone a\\ b proxies" in bash(script, "install", **common)
 
 
 def test_the_ray_cluster_fits_rays_own_schema():
     pytest.importorskip("ray", reason="the optional extra `ray` is not installed")
-    from ray.autoscaler._private.gcp.config import GCPNodeType, get_node_type
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
-    described = yaml.safe_load((DEPLOY / "ray_cluster.yaml").read_text())
+    described = prepare_config(yaml.safe_load((DEPLOY / "ray_cluster.yaml").read_text()))
     validate_config(described)
-    kinds = {name: get_node_type(each["node_config"]) for name, each in described["available_node_types"].items()}
-    assert kinds == {"head": GCPNodeType.COMPUTE, "tpu": GCPNodeType.TPU}
+    config = {name: each["node_config"] for name, each in described["available_node_types"].items()}
+    assert "machineType" in config["head"] and "acceleratorType" in config["tpu"]

@@ -15,7 +15,7 @@ def test_golden_key_guards_every_stored_run():
 
 def test_every_field_and_the_fingerprint_change_the_key(smoke):
     other = {"data": "x", "qk_norm": "none", "compute_dtype": "bfloat16", "decay": "coupled", "d_head": 4,
-             "attention": "squared_relu", "lr_scaling": "rms"}  # fmt: skip
+             "attention": "squared_relu", "lr_scaling": "rms", "gradient_dtype": "float16"}  # fmt: skip
     seen = {config.key(smoke, "a"), config.key(smoke, "b")}
     for name, value in config.flat(smoke).items():
         scaled = value * 2 if isinstance(value, int) else value * 0.5 if isinstance(value, float) else None
@@ -44,7 +44,8 @@ def test_defaults_are_the_papers():
         "steps": 100_000, "warmup_steps": 5_000, "lr": 1e-2, "min_lr": 1e-5, "weight_decay": 1e-4,
         "decay": "independent", "z_loss": 1e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip_norm": 1.0,
         "linear_lr": 1.0, "head_init": 1.0, "query_init": 1.0, "attention_power": 0.5, "lr_scaling": "none",
-        "kappa": 1.0, "embedding_gradient": 1.0, "seed": 0,
+        "kappa": 1.0, "embedding_gradient": 1.0, "seed": 0, "gradient_dtype": "float32", "histograms": 0, "eps_decay": 1.0,
+        "loss_scale": 1.0, "corpus_batches": 0, "rare_batch": 0, "rare_batches": 0, "skip_step": 0, "skip_batches": 0,
     }  # fmt: skip
     assert run.tokens == 100_000 * 131_072
 

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from proxies_lib import data
+from proxies_lib import config, data
 from proxies_lib.config import UserError
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -188,3 +188,26 @@ def test_a_dataset_that_is_not_prepared_or_of_another_vocabulary_is_refused(text
         data.open_dataset("stories", 64)
     with pytest.raises(UserError, match="batch_size"):
         text_set.batch("validation", 0, 0, 10_000, 64)
+
+
+def test_the_order_of_batches_can_be_changed():
+    """Batches are skipped, repeated or replaced by their number alone; all else stays bit for bit."""
+    corpus, run = data.open_dataset("synthetic", 64), config.scales()["smoke"].base
+    T = run.model.seq_len
+
+    def batches(**changes):
+        h = config.replace(run, **changes).hparams
+        return np.concatenate([corpus.chunk(h, begin, run.train, T) for begin in range(0, 40, run.train.log_every)])
+
+    plain = batches()
+    assert np.array_equal(batches(skip_step=7, skip_batches=5)[:35], np.delete(plain, range(7, 12), 0))
+    assert np.array_equal(batches(corpus_batches=3), np.concatenate([plain[:3]] * 14)[:40])
+    rare = batches(rare_batch=20, rare_batches=2)
+    assert (rare[20:22] == rare[20, 0, 0]).all() and rare.max() < 64
+    assert np.array_equal(np.delete(rare, (20, 21), 0), np.delete(plain, (20, 21), 0))
+    around = batches(rare_batch=20, rare_batches=2, skip_step=18, skip_batches=4)
+    assert np.array_equal(around, batches(skip_step=18, skip_batches=4)), "what is skipped is never seen"
+    halves = [
+        corpus.chunk(config.replace(run, rare_batch=3, rare_batches=1).hparams, 0, run.train, T, i, 2) for i in (0, 1)
+    ]
+    assert np.array_equal(np.concatenate(halves, 1)[3], np.full((4, T + 1), halves[0][3, 0, 0]))

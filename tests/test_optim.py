@@ -95,3 +95,57 @@ def test_a_tensors_own_learning_rate_leaves_decay_alone():
     for other in (also_decayed, scaled_decayed):
         jax.tree.map(np.testing.assert_array_equal, decayed, other)
     assert float(optim.schedule(2500, still)) == pytest.approx(0.5)
+
+
+def test_without_epsilon_an_unseen_gradient_moves_nothing():
+    """P2's remedy: ε = 0, and u := 0 where v = 0; elsewhere the ratio m̂/√v̂ itself."""
+    h = hyper(eps=0.0)
+    gradient = {"kernel": jnp.array([[0.0, 1e-12], [-1e-30, 2.0]])}
+    params = jax.tree.map(jnp.ones_like, gradient)
+    delta, state = optim.adam(h).update(gradient, optim.adam(h).init(params))
+    np.testing.assert_allclose(delta["kernel"], [[0, 1], [0, 1]], atol=1e-6)  # (1e-30)² underflows: v is 0 there
+    flipped = {"kernel": jnp.array([[0.0, -1e-12], [0.0, 2.0]])}
+    delta, _ = optim.adam(h).update(flipped, state)
+    assert np.isfinite(delta["kernel"]).all() and delta["kernel"][0, 0] == 0
+
+
+def test_epsilon_falls_geometrically():
+    h = hyper(eps=1e-2, eps_decay=1e-4, steps=1000, warmup_steps=10, log_every=1)
+    gradient = {"kernel": jnp.full((2, 2), 1e-4)}
+    for step, eps in ((0, 1e-2), (500, 1e-4), (1000, 1e-6)):
+        delta, _ = optim.adam(h, step).update(gradient, optim.adam(h).init(gradient))
+        np.testing.assert_allclose(delta["kernel"], 1e-4 / (1e-4 + eps), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "dtype,smallest", [("float16", 2.0**-24), ("float8_e5m2", 2.0**-16), ("float8_e4m3fn", 2.0**-9)]
+)
+def test_gradients_underflow_as_their_format_does(dtype, smallest):
+    gradient = {"w": jnp.array([smallest, smallest / 4, -smallest / 4, 1.0])}
+    for scale in (1.0, 64.0):
+        seen = optim.rounded(gradient, dtype, scale)["w"]
+        kept = [smallest, *((0, 0) if scale == 1 else (smallest / 4, -smallest / 4)), 1.0]
+        np.testing.assert_allclose(seen, kept, rtol=1e-6)
+
+
+def test_what_is_observed_of_adam():
+    h = {"b1": jnp.float32(0.9), "b2": jnp.float32(0.95)}
+    g = {"embed": jnp.array([1.0, 1.0, 0.0, 0.0])}
+    last, moments = (
+        {"embed": jnp.array([1.0, -1.0, 0.0, 0.0])},
+        (1, {"embed": 0.1 * g["embed"]}, {"embed": 0.05 * g["embed"]}),
+    )
+    seen = optim.observe(3, g, last, {"embed": jnp.array([0.0, 1.4, -9.0, 0.2])}, moments, h)
+    np.testing.assert_allclose(seen["ratio/embed"], [0, 0.5, 0.5], atol=1e-6)  # r is 1, 1, 0, 0; bins end at ±0.5
+    np.testing.assert_allclose(seen["update/embed"], [0.25, 0.5, 0.25], atol=1e-6)
+    assert float(seen["gradient_cosine/embed"]) == 0 and float(seen["zero_gradients/embed"]) == 0.5
+
+
+def test_observed_tensors_are_the_same_of_stacked_layers():
+    from proxies_lib import model
+
+    run = config.replace(config.scales()["smoke"].base, d_model=16, n_layers=3)
+    params = model.init(run.model, jax.random.key(0))
+    plain, stacked = (optim.observed_tensors(p, 3) for p in (params, model.stack(params)))
+    assert list(plain) == ["embed", "blocks/0/mlp_in", "blocks/2/mlp_in"] == list(stacked)
+    assert all(np.array_equal(plain[name], stacked[name]) for name in plain)

@@ -16,14 +16,15 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def needed() -> set:
-    return {name_of(r) for r in project()["dependencies"] + project()["optional-dependencies"]["test"]}
+def needed(*extras: str) -> set:
+    optional = project()["optional-dependencies"]
+    return {name_of(r) for r in sum((optional[extra] for extra in extras), project()["dependencies"])}
 
 
 def test_environment_yml_names_what_pyproject_needs():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = {name_of(d) for d in environment["dependencies"] if isinstance(d, str)}
-    assert conda - {"python", "pip", "make"} == needed()
+    assert conda - {"python", "pip", "make"} == needed("test")
     assert "python" + project()["requires-python"] in environment["dependencies"]
     assert environment["channels"] == ["conda-forge"] and {"pip": ["-e ."]} in environment["dependencies"]
 
@@ -35,7 +36,7 @@ def test_constraints_pin_every_dependency_for_every_python():
             match = re.fullmatch(r"([a-z0-9-]+)==[\w.]+(?: ; (python_version (?:<|>=) \"3\.12\"))?", line)
             assert match, line
             pins.setdefault(match[1], []).append(match[2])
-    assert needed() <= pins.keys()
+    assert needed(*project()["optional-dependencies"]) <= pins.keys()
     assert all(len(markers) == 1 and markers[0] is None or len(markers) == 2 for markers in pins.values())
 
 
