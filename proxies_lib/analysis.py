@@ -176,7 +176,7 @@ DESCRIBING = ["key", "method", "d_model", "n_layers", "n_params", "lr", "seed", 
 def curves_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """The logged points of `runs`, each with its run's configuration (and `point`, where runs have one), in the order of the runs."""
     columns = [*DESCRIBING, *(["point"] if "point" in runs else [])]
-    return runs[columns].merge(curves, on="key")
+    return runs[columns].merge(curves, on="key").copy()  # in one piece
 
 
 def at(runs: pd.DataFrame, points) -> pd.DataFrame:
@@ -212,6 +212,33 @@ def rms_panels(swept: pd.DataFrame, deep: pd.DataFrame, curves: pd.DataFrame, na
         "lr": seen[columns].assign(line=seen["n_params"], line_of="n_params"),
         "block": blocks.assign(line=blocks["lr"], line_of="lr"),
     }
+
+
+def before(observed: pd.DataFrame, step: int, window: int, name: str) -> pd.Series:
+    """Median of a logged quantity over the points of the `window` steps before `step`, by method and seed."""
+    points = observed[observed["step"].between(step - window, step - 1)]
+    return points.groupby(["method", "seed"], sort=False)[name].median()
+
+
+def spikes(observed: pd.DataFrame, begin: int, length: int, window: int, back: float) -> pd.DataFrame:
+    """Per method and seed, what a disturbance of `length` steps from step `begin` on does to the training loss (nats).
+
+    `height`: the highest point of the `window` steps after it, less the median of as many before it. `steps_lost`: from
+    `begin` to the first point after it that is within `back` of that median, or to the end. Points that hold steps of
+    the disturbance are left out, and so must be the rest of the point in which it ends: let it end with one.
+    """
+    rows = []
+    level = before(observed, begin, window, "loss")
+    for (method, seed), run in observed.groupby(["method", "seed"], sort=False):
+        every = int(run["step"].iloc[0]) + 1  # steps of a point
+        after = run[run["step"] >= begin + length - 1 + every]
+        near = after[after["step"] < begin + length + window]
+        steady = level.get((method, seed), np.nan)
+        healed = after.loc[after["loss"] <= steady + back, "step"]
+        end = healed.iloc[0] if len(healed) else run["steps"].iloc[0]
+        rows.append({"key": run["key"].iloc[0], "method": method, "seed": seed, "height": near["loss"].max() - steady,
+                     "steps_lost": end - begin})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def at_share(runs: pd.DataFrame, curves: pd.DataFrame, share: float) -> pd.DataFrame:

@@ -424,3 +424,80 @@ def additional_interventions(table: pd.DataFrame, curves: pd.DataFrame, study: S
               f"log10 of largest / first max |attention logit|, pointwise attention, LR {lr:g}",
               np.log10(logits.max() / logits.first()), "above", 1.0),
     ]  # fmt: skip
+
+
+EXPLODES = 0.5  # nats above the loss before: a spike
+TENSOR = "blocks/0/mlp_in"  # of the histograms: the early layer that P2 is about
+
+
+def adam_instability(simulated: pd.DataFrame, table, observed, spikes, events: dict, study: Study) -> list[dict]:
+    """P2, and three questions of this project. `simulated` is adam.by_seed; `observed` the curves, with `dip`, that of r of
+    TENSOR; `spikes` are analysis.spikes; `events` has the `begin` and the `window` they were looked for in. A layer has two
+    modes where its dip is above that of the simulation at ρ = adam.CORRELATED."""
+    default, raised, large = "ε = 1e-8", "ε = 1e-3", "ε = 1e-3, batch × 8"
+    quiet, raised_quiet = f"{default}, no burst", f"{raised}, no burst"
+    begin, window = events["begin"], events["window"]
+    steady = {name: analysis.before(observed, begin, window, name)
+              for name in (GRADIENT, UPDATE, f"gradient_cosine/{TENSOR}")}  # fmt: skip
+    cosine = steady[f"gradient_cosine/{TENSOR}"]
+    at_burst = where(observed, step=begin).set_index(["method", "seed"])[UPDATE]
+    two_modes = observed["dip"] > simulated["dip"].mean()
+    modes = two_modes.groupby([observed["method"], observed["seed"]]).mean()
+    height = spikes.set_index(["method", "seed"])["height"]
+    final = analysis.with_loss(table).set_index(["method", "seed"])["loss"]
+    forced = "forced by raising ε"
+    rows = [
+        check("P2-std", "P2.ratio", "Gradients independent in time: std of r is √((1−β1)/(1+β1)).",
+              "|simulated / closed form − 1|, β = (0.9, 0.999)",
+              (simulated["std"] / simulated["closed_form"] - 1).abs(), "below", 0.02),
+        check("P2-bimodal", "P2.ratio", "Correlated in time they make r bimodal, from ρ ≈ 0.3 on.",
+              "first share ρ that the dip test rejects, β = (0.9, 0.95)", simulated["rho"], "below", 0.35),
+        check("P2-1-stable", "P2.histograms", "Stage 1: in stable training updates have one mode.",
+              f"share of points whose r has two modes, {TENSOR}", modes[quiet], "below", 0.1),
+        check("P2-2-below", "P2.stages", "Stage 2: gradients of early layers fall below ε.",
+              f"gradient RMS / ε before the burst, {TENSOR}", steady[GRADIENT][raised] / 1e-3, "below", 1.0, note=forced),
+        check("P2-3-frozen", "P2.stages", "Stage 3: their updates collapse.",
+              "update RMS before the burst, raised ε / default", steady[UPDATE][raised] / steady[UPDATE][default],
+              "below", 0.5, note=forced),
+        check("P2-4-correlated", "P2.stages", "Stage 4: frozen layers' gradients correlate in time.",
+              "cosine of successive gradients before the burst, raised ε − default", cosine[raised] - cosine[default],
+              "above", 0.0, note=forced),
+        check("P2-4-batch", "P2.stages", "Stage 4: so do those of a large batch.",
+              "cosine of successive gradients, batch × 8 − batch", cosine[large] - cosine[raised], "above", 0.0, note=forced),
+        check("P2-5-snap", "P2.stages", "Stage 5: a rare batch lifts the updates of the frozen layers.",
+              "update RMS at the burst / before", at_burst[raised] / steady[UPDATE][raised], "above", 2.0, note=forced),
+        check("P2-5-spike", "P2.stages", "Stage 5: the loss explodes.",
+              "height of the spike, burst − no burst, nats", height[raised] - height[raised_quiet], "above", EXPLODES,
+              note=forced),
+        check("P2-5-epsilon", "P2.stages", "Frozen layers make the spike higher.",
+              "height of the spike, raised ε − default, nats", height[raised] - height[default], "above", 0.0, note=forced),
+        check("P2-6-returns", "P2.stages", "Stage 6: the loss comes back.",
+              "final loss, burst − no burst, nats", final[raised] - final[raised_quiet], "below", SMALL, note=forced),
+    ]  # fmt: skip
+    remedies = {
+        "lr": ("LR / 3", "A lower LR"), "epsilon": (default, "A lower ε"), "zero": ("ε = 0", "ε = 0, with u := 0 where v = 0,"),
+        "decayed": ("ε from 1e-3 to 1e-8", "ε decayed during training"), "batch": ("batch / 2", "A smaller batch"),
+        "beta": ("β = 0.8, 0.9", "A lower β1 and β2"), "embedding": ("embedding gradient / 10", "A tenth of the embedding's gradient"),
+        "skip": ("rewind and skip", "Going back and skipping the batches"),
+    }  # fmt: skip
+    rows += [check(f"P2-remedy-{name}", "P2.remedies", f"{words} makes the spike smaller.",
+                   "height of the spike − without remedy, nats", height[method] - height[raised], "below", 0.0)
+             for name, (method, words) in remedies.items()]  # fmt: skip
+    one, new = "one batch, again and again", "every batch new"
+    update = analysis.late(table, observed[["key", "step", UPDATE]], [UPDATE]).set_index(["method", "seed"])[UPDATE]
+    coarse, kept = "float8_e4m3fn, loss × 1", "float8_e4m3fn, loss × 64"
+    return rows + [
+        check("P2-full-batch", "P2.batches", "The whole corpus in every batch makes r bimodal.",
+              "share of points whose r has two modes, one batch − new batches", modes[one] - modes[new], "above", 0.5,
+              note="a question of this project, not a claim of the paper"),
+        check("P2-decay-loss", "P2.remedies", "Decaying ε during training improves the loss.",
+              "final loss, decayed − raised, nats", final["ε from 1e-3 to 1e-8"] - final[raised], "below", 0.0,
+              note="a question of this project, not a claim of the paper"),
+        check("P2-underflow", "P2.formats", "Gradients that underflow freeze early layers.",
+              f"update RMS at the end, {coarse} / float32", update[coarse] / update[quiet], "below", 0.5,
+              note="a question of this project, not a claim of the paper"),
+        check("P2-underflow-loss", "P2.formats", "Underflow costs loss.", f"final loss, {coarse} − float32, nats",
+              final[coarse] - final[quiet], "above", SMALL, note="a question of this project, not a claim of the paper"),
+        check("P2-loss-scale", "P2.formats", "Scaling the loss repairs it.", f"final loss, {kept} − float32, nats",
+              final[kept] - final[quiet], "below", SMALL, note="a question of this project, not a claim of the paper"),
+    ]  # fmt: skip

@@ -90,8 +90,10 @@ def short(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure_stem(figure: str) -> str:
-    """File name of a figure of P1, up to what describes it: 9 → fig09, E.1 → figE01."""
+    """File name of a figure, up to what describes it: 9 → fig09, E.1 → figE01; of P2 all of it: P2.stages → figP2_stages."""
     letter, _, number = figure.rpartition(".")
+    if not number.isdigit():
+        return f"fig{letter}_{number}"
     return f"fig{letter}{int(number):02d}"
 
 

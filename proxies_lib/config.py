@@ -349,7 +349,7 @@ class Study:
     appendix B advises; PAPER_WINDOW is shown beside it. `widths`, `depths` and `joint` are the series of Figs 7 and
     E.3. `figure2` are the (size, LR) pairs of Fig. 2, `warmups` shares of the steps (Fig. 5). Fig. 9 is fitted on the
     sizes `fitted` and predicts `held_out`. Fig. 4 lengthens training by `horizon` and tries other `vocabularies`.
-    `train` trains what the store lacks; `publish` writes figures and verdicts.
+    Section 10 looks at one size, `adam`. `train` trains what the store lacks; `publish` writes figures and verdicts.
     """
 
     scale: str
@@ -365,6 +365,7 @@ class Study:
     warmups: tuple
     fitted: tuple
     held_out: tuple
+    adam: tuple
     horizon: int = 2
     vocabularies: tuple = ()
     train: bool = False
@@ -416,14 +417,14 @@ def scales() -> dict[str, Study]:
             "smoke", _base("synthetic", 8, 64, 32, "float32", 4, 5, 4, 40, 2),
             sizes=((8, 1), (16, 1)), lrs=(1e-2, 1e-1, 1.0), seeds=(0, 1), window=(1e-2, 1e-1, 1.0),
             widths=((8, 1), (16, 1)), depths=((8, 1), (8, 2)), joint=((8, 1), (16, 2)),
-            figure2=((8, 1, 1.0), (16, 1, 1e-1)), warmups=(0.05, 0.25), fitted=((8, 1), (16, 1)), held_out=((24, 1),),
+            figure2=((8, 1, 1.0), (16, 1, 1e-1)), warmups=(0.05, 0.25), fitted=((8, 1), (16, 1)), held_out=((24, 1),), adam=(8, 2),
         ),
         "laptop": Study(
             "laptop", _base("stdlib", 16, 256, 64, "float32", 8, 8, 20, 384, 19),
             sizes=((16, 2), (32, 2), (64, 2)), lrs=half_decades, seeds=(0, 1, 2), window=half_decades[1:],
             widths=((16, 2), (32, 2), (64, 2)), depths=((32, 2), (32, 4), (32, 8)), joint=((16, 1), (32, 2), (48, 4)),
             figure2=((16, 2, 3e-1), (64, 2, 1e-1)), warmups=PAPER_WARMUPS[1:],
-            fitted=((16, 2), (32, 2), (48, 2), (64, 2)), held_out=((128, 2),), horizon=8, vocabularies=(2048,),
+            fitted=((16, 2), (32, 2), (48, 2), (64, 2)), held_out=((128, 2),), adam=(32, 4), horizon=8, vocabularies=(2048,),
         ),
         "gpu": Study(
             "gpu", _base("c4", 64, 32101, 256, "bfloat16", 64, 50, 40, 10_000, 500),
@@ -431,7 +432,7 @@ def scales() -> dict[str, Study]:
             window=PAPER_WINDOW, widths=((128, 6), (256, 6), (512, 6)),
             depths=((256, 3), (256, 6), (256, 12), (256, 24)), joint=((128, 3), (256, 3), (512, 3), (512, 6)),
             figure2=((256, 3, 1e-1), (768, 6, 3e-2)), warmups=PAPER_WARMUPS,
-            fitted=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)), held_out=((1024, 12),), horizon=4,
+            fitted=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)), held_out=((1024, 12),), adam=(512, 6), horizon=4,
         ),
         "paper": Study(
             "paper", _base("c4", 64, 32101, 512, "bfloat16", 256, 100, 20, 100_000, 5_000),
@@ -439,7 +440,7 @@ def scales() -> dict[str, Study]:
             widths=((256, 6), (512, 6), (1024, 6), (2048, 6)),
             depths=((512, 3), (512, 6), (512, 12), (512, 24), (512, 48), (512, 96)), joint=named[:-1],
             figure2=((512, 3, 1e-1), (4096, 24, 1e-2)), warmups=PAPER_WARMUPS, fitted=named[:-1], held_out=named[-1:],
-            horizon=1,
+            adam=(1024, 12), horizon=1,
         ),
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ A plot draws all it is given: a diverged run sits, marked, on the ℓ0 line. One
 
 import importlib.metadata
 import io
+import itertools
 import json
 
 import matplotlib
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from proxies_lib import config, store, sweep
+from proxies_lib import analysis, config, store, sweep
 from proxies_lib.config import Study
 
 BLUE, RED = ("#3b6fb6", "o"), ("#c44e52", "X")  # the default, and the same without qk-layernorm
@@ -42,7 +43,18 @@ METHODS = {  # color, marker; several names of one configuration share them
     "0.5 × steps": ("#9cc5a1", "<"), "2 × steps": ("#49796b", ">"),
     "batch × 2": ("#e3a857", "s"), "batch × 4": ("#b5562b", "D"),
     "qk-layernorm whole": ("#b5428c", "s"), "squared_relu attention": ("#3a9d5d", "^"),
+    "without the burst": BLUE, "with the burst": RED,
+    "ε = 1e-8, no burst": BLUE, "ε = 1e-3, no burst": ("#8b1a1a", "o"), "ε = 1e-8": ("#3b6fb6", "X"),
+    "ε = 1e-3": ("#8b1a1a", "X"), "ε = 1e-3, batch × 8": ("#e0b000", "X"), "LR / 3": ("#35b779", "v"),
+    "ε = 0": ("#4f8f8b", "X"), "ε from 1e-3 to 1e-8": ("#6a3d8f", "X"), "batch / 2": ("#e3a857", "s"),
+    "β = 0.8, 0.9": ("#c06fb0", "^"), "embedding gradient / 10": ("#a65628", "P"), "rewind and skip": ("#2f9e6e", "D"),
+    "every batch new": ("#3b6fb6", "v"), "8 batches, again and again": ("#8e5bbf", "v"),
+    "one batch, again and again": ("#c44e52", "v"),
+    **{f"{name}, loss × {scale}": (color, marker) for name, color in
+       (("float16", "#46a35e"), ("float8_e5m2", "#e07a3f"), ("float8_e4m3fn", "#5e3c99"))
+       for scale, marker in ((1, "<"), (64, ">"))},
 }  # fmt: skip
+PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
 LR_AXIS, LOSS_AXIS, N_AXIS = (
     "peak learning rate", "final validation loss (nats/token)", "N, parameters of the blocks",
 )  # fmt: skip
@@ -172,6 +184,64 @@ def figure_by_size(curves: pd.DataFrame) -> plt.Figure:
     return fig
 
 
+def figure_ratio(simulated: pd.DataFrame, rejections: pd.DataFrame, b1: float, b2: float) -> plt.Figure:
+    """Fig. P2.ratio: simulated distributions of Adam's ratio r for several ρ at (β1, β2); beside them, over β1 and β2,
+    the share ρ of time-correlated gradient from which on the dip test finds more than one mode."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    shares = sorted(simulated["rho"].unique())
+    for rho, color in zip(shares, sns.color_palette("viridis_r", len(shares)), strict=True):
+        mine = simulated[simulated["rho"] == rho]
+        left.stairs(mine["density"], [*mine["left"], mine["right"].iloc[-1]], color=color, label=f"ρ = {rho:g}")
+    left.set(xlabel="r = m̂ / √v̂", ylabel="density", title=f"β = ({b1:g}, {b2:g})")
+    left.legend(title="share of the gradient's\nvariance common to all steps", title_fontsize=8)
+    grid = rejections.pivot(index="b1", columns="b2", values="rho")
+    sns.heatmap(grid, annot=True, fmt=".2f", cmap="viridis_r", ax=right, cbar_kws={"label": "smallest ρ that is rejected"})
+    right.set(xlabel="β2", ylabel="β1", title="the dip test finds two modes from here on")
+    right.invert_yaxis()
+    return fig
+
+
+def figure_histograms(histograms: pd.DataFrame, titles: dict) -> plt.Figure:
+    """Figs P2.histograms and P2.batches: distributions of r or Δ: a row per `row`, a column per `column`, a color per
+    `method`, seeds averaged. Heights are shares of a bin on a log axis, so that rare large updates are seen."""
+    rows, columns = list(dict.fromkeys(histograms["row"])), list(dict.fromkeys(histograms["column"]))
+    fig, axes = plt.subplots(len(rows), len(columns), figsize=(max(7, 3.4 * len(columns)), 2.3 * len(rows)),
+                             layout="constrained", sharex=True, sharey=True, squeeze=False)  # fmt: skip
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        mine = histograms[(histograms["row"] == row) & (histograms["column"] == column)]
+        for method, rest in mine.groupby("method", sort=False):
+            mean = rest.groupby(["left", "right"], as_index=False)["share"].mean()
+            edges = [*mean["left"], mean["right"].iloc[-1]]
+            axes[i, j].stairs(mean["share"], edges, color=METHODS[method][0], lw=1.5, label=method)
+        axes[i, j].set_yscale("log")
+        axes[0, j].set_title(titles.get(column, column), fontsize=10)
+        axes[i, 0].set_ylabel(f"{row}\nshare of a bin", fontsize=9)
+    axes[-1, 0].set_xlabel("r = m̂ / √v̂, or update Δ")
+    axes[0, 0].legend(fontsize=8)
+    return fig
+
+
+def figure_dots(values: pd.DataFrame, quantities: dict) -> plt.Figure:
+    """Figs P2.remedies and P2.formats: a panel per quantity (column → label, axis scale), a line per method: the seeds,
+    their mean and its interval."""
+    methods = list(dict.fromkeys(values["method"]))
+    fig, axes = plt.subplots(1, len(quantities), figsize=(2.4 + 3.2 * len(quantities), 1.2 + 0.36 * len(methods)),
+                             layout="constrained", sharey=True, squeeze=False)  # fmt: skip
+    for ax, (name, (label, scale)) in zip(axes[0], quantities.items(), strict=True):
+        for y, method in enumerate(methods):
+            color, marker = METHODS[method]
+            mine = values.loc[values["method"] == method, name].to_numpy(float)
+            mean, lo, hi = analysis.interval(mine)
+            ax.plot(mine, np.full(len(mine), y), marker, ms=5, color=color, alpha=0.6)
+            ax.plot([lo, hi], [y, y], "-", lw=1.2, color=color)
+            ax.plot(mean, y, "|", ms=14, mew=2, color=color)
+        ax.axvline(values.loc[values["method"] == methods[0], name].mean(), color="0.4", ls=":", lw=1)
+        ax.set(xlabel=label, xscale=scale, yticks=range(len(methods)))
+    axes[0, 0].set_yticklabels(methods)
+    axes[0, 0].invert_yaxis()
+    return fig
+
+
 def trajectories(ax, observed: pd.DataFrame, y: str):
     """`y` against step, colored by method: a faint line per run (seed), their median bold; a diverged run ends in ×."""
     for method, rest in observed.groupby("method", sort=False):
@@ -184,12 +254,12 @@ def trajectories(ax, observed: pd.DataFrame, y: str):
 
 
 def figure_trajectories(
-    observed: pd.DataFrame, quantities: dict, titles: dict, lines: dict | None = None
+    observed: pd.DataFrame, quantities: dict, titles: dict, lines: dict | None = None, marks=()
 ) -> plt.Figure:
     """Quantities against step: a row per quantity, a column per `point`, a line per run. Figures 2, 4, 12, 13, E.1, E.15.
 
     `quantities` maps a column to its label and axis scale, `titles` a point to its title, `lines` a column to a
-    reference level and its name.
+    reference level and its name; `marks` are steps.
     """
     fig, axes = plt.subplots(
         len(quantities), len(titles), figsize=(max(7, 4.2 * len(titles)), 2.8 * len(quantities)), layout="constrained",
@@ -203,6 +273,8 @@ def figure_trajectories(
             trajectories(ax, mine, name)
             ax.set_yscale(scale)
             ax.set_ylabel(label if not column else "")
+            for step in marks:
+                ax.axvline(step, color="0.4", ls=":", lw=1)
             if name in (lines or {}):
                 reference(ax, *lines[name], 1.0)
         if not column or set(mine["method"]) != set(observed.loc[observed["point"] == next(iter(titles)), "method"]):
@@ -370,7 +442,7 @@ def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.D
     if not study.publish:
         return
     target = config.folder("figures") / study.label
-    seen = {k: sorted(map(str, runs[k].unique())) for k in ("fingerprint", "device", "python", "jax", "flax", "commit")}
+    seen = {k: sorted(map(str, runs[k].unique())) for k in PROVENANCE}
     about = {"scale": study.scale, "overrides": dict(study.overrides), "runs": len(runs), **seen,
              "drawn_at_commit": sweep.commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip
     text = json.dumps(about, sort_keys=True)
