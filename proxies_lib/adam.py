@@ -48,7 +48,9 @@ def ratio(rho: float, b1: float = 0.9, b2: float = 0.95, n: int = 5000, seed: in
     common, first, second, square = _averages(b1, b2, n, seed)
     fixed, fresh = np.sqrt(rho), np.sqrt(1 - rho)
     m = fixed * common + fresh * first
-    v = rho * common**2 + 2 * fixed * fresh * common * second + (1 - rho) * square  # the average of g², ξ's part by part
+    v = (
+        rho * common**2 + 2 * fixed * fresh * common * second + (1 - rho) * square
+    )  # the average of g², ξ's part by part
     return m / np.sqrt(np.maximum(v, np.finfo(np.float32).tiny))
 
 
@@ -88,7 +90,9 @@ def rejections(seed: int = 0, n: int = 2000) -> pd.DataFrame:
                         columns=["b1", "b2", "rho"])  # fmt: skip
 
 
-def distributions(rhos, b1: float = 0.9, b2: float = 0.95, bins: int = 60, n: int = 50_000, seed: int = 0) -> pd.DataFrame:
+def distributions(
+    rhos, b1: float = 0.9, b2: float = 0.95, bins: int = 60, n: int = 50_000, seed: int = 0
+) -> pd.DataFrame:
     """Histograms of r over ρ: columns rho, left, right, density, and std, dip and p of all of it."""
     frames, edges = [], np.linspace(-HISTOGRAM_RANGE, HISTOGRAM_RANGE, bins + 1)
     for rho in rhos:
@@ -122,4 +126,6 @@ def histograms(points: pd.DataFrame, name: str) -> pd.DataFrame:
     found = shares(points, name)
     edges = np.linspace(-HISTOGRAM_RANGE, HISTOGRAM_RANGE, found.shape[1] + 1)
     long = points[["key", "method", "seed", "step"]].loc[points.index.repeat(found.shape[1])]
-    return long.assign(left=np.tile(edges[:-1], len(points)), right=np.tile(edges[1:], len(points)), share=found.ravel())
+    return long.assign(
+        left=np.tile(edges[:-1], len(points)), right=np.tile(edges[1:], len(points)), share=found.ravel()
+    )

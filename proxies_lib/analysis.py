@@ -241,6 +241,15 @@ def spikes(observed: pd.DataFrame, begin: int, length: int, window: int, back: f
     return pd.DataFrame(rows)
 
 
+def remedies(table: pd.DataFrame, spikes: pd.DataFrame) -> pd.DataFrame:
+    """The runs with their spikes, `loss` and `tokens_lost`. A run that went back lost the steps that it threw away, those
+    of the disturbance included."""
+    runs = with_loss(table).merge(spikes, on=["key", "method", "seed"])
+    thrown = runs["rare_batch"] + runs["rare_batches"] - runs["skip_step"]
+    runs["steps_lost"] = runs["steps_lost"].where(runs["skip_step"] == 0, thrown)
+    return runs.assign(tokens_lost=runs["steps_lost"] * runs["batch_size"] * runs["seq_len"])
+
+
 def at_share(runs: pd.DataFrame, curves: pd.DataFrame, share: float) -> pd.DataFrame:
     """The first logged point of every run at or after `share` of its training; runs that ended before have none."""
     points = curves_of(runs, curves)

@@ -430,13 +430,12 @@ EXPLODES = 0.5  # nats above the loss before: a spike
 TENSOR = "blocks/0/mlp_in"  # of the histograms: the early layer that P2 is about
 
 
-def adam_instability(simulated: pd.DataFrame, table, observed, spikes, events: dict, study: Study) -> list[dict]:
+def adam_instability(simulated, table, observed, spikes: pd.DataFrame, begin: int, window: int) -> list[dict]:
     """P2, and three questions of this project. `simulated` is adam.by_seed; `observed` the curves, with `dip`, that of r of
-    TENSOR; `spikes` are analysis.spikes; `events` has the `begin` and the `window` they were looked for in. A layer has two
+    TENSOR; `spikes` are analysis.spikes of a burst that begins at `begin`, `window` the steps it took. A layer has two
     modes where its dip is above that of the simulation at ρ = adam.CORRELATED."""
     default, raised, large = "ε = 1e-8", "ε = 1e-3", "ε = 1e-3, batch × 8"
     quiet, raised_quiet = f"{default}, no burst", f"{raised}, no burst"
-    begin, window = events["begin"], events["window"]
     steady = {name: analysis.before(observed, begin, window, name)
               for name in (GRADIENT, UPDATE, f"gradient_cosine/{TENSOR}")}  # fmt: skip
     cosine = steady[f"gradient_cosine/{TENSOR}"]

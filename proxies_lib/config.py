@@ -388,6 +388,14 @@ class Study:
         return float(f"{PAPER_RUN.hparams.weight_decay * PAPER_RUN.hparams.steps / self.base.hparams.steps:.1g}")
 
 
+def burst(steps: int, every: int) -> tuple[dict, dict]:
+    """Where section 10 disturbs a training of `steps`, observed at the last step of each `every`, as fields of a run: half-way,
+    for 2 % of the steps, first and last one observed; and what goes back to a few points before it and leaves it out."""
+    begin, length, back = steps // 2 + every - 1, max(1, steps // 48 // every) * every + 1, 4 * every - 1
+    skip = {"skip_step": begin - back, "skip_batches": back + length + every}
+    return {"rare_batch": begin, "rare_batches": length}, skip
+
+
 PAPER_RUN = Run()
 PAPER_WINDOW = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 PAPER_WARMUPS = (0.0005, 0.005, 0.05, 0.1, 0.25)

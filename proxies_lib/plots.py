@@ -193,9 +193,12 @@ def figure_ratio(simulated: pd.DataFrame, rejections: pd.DataFrame, b1: float, b
         mine = simulated[simulated["rho"] == rho]
         left.stairs(mine["density"], [*mine["left"], mine["right"].iloc[-1]], color=color, label=f"ρ = {rho:g}")
     left.set(xlabel="r = m̂ / √v̂", ylabel="density", title=f"β = ({b1:g}, {b2:g})")
-    left.legend(title="share of the gradient's\nvariance common to all steps", title_fontsize=8)
+    left.legend(title="share of the gradient's variance\nthat all steps have in common", title_fontsize=8, fontsize=8,
+                ncols=2, loc="upper center")  # fmt: skip
     grid = rejections.pivot(index="b1", columns="b2", values="rho")
-    sns.heatmap(grid, annot=True, fmt=".2f", cmap="viridis_r", ax=right, cbar_kws={"label": "smallest ρ that is rejected"})
+    sns.heatmap(
+        grid, annot=True, fmt=".2f", cmap="viridis_r", ax=right, cbar_kws={"label": "smallest ρ that is rejected"}
+    )
     right.set(xlabel="β2", ylabel="β1", title="the dip test finds two modes from here on")
     right.invert_yaxis()
     return fig
@@ -221,10 +224,9 @@ def figure_histograms(histograms: pd.DataFrame, titles: dict) -> plt.Figure:
     return fig
 
 
-def figure_dots(values: pd.DataFrame, quantities: dict) -> plt.Figure:
+def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Figure:
     """Figs P2.remedies and P2.formats: a panel per quantity (column → label, axis scale), a line per method: the seeds,
-    their mean and its interval."""
-    methods = list(dict.fromkeys(values["method"]))
+    their mean and its interval; dotted, the mean of the first."""
     fig, axes = plt.subplots(1, len(quantities), figsize=(2.4 + 3.2 * len(quantities), 1.2 + 0.36 * len(methods)),
                              layout="constrained", sharey=True, squeeze=False)  # fmt: skip
     for ax, (name, (label, scale)) in zip(axes[0], quantities.items(), strict=True):

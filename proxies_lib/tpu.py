@@ -372,6 +372,7 @@ FIGURES = {
     "E.9": ("09", "batch × .*", _any),
     "E.8": ("09", "qk-layernorm .*", _any),
     "E.11": ("09", ".* attention", _any),
+    "P2": ("10", ".*", _any),
 }
 
 

@@ -79,4 +79,8 @@ def test_logged_histograms_are_read_in_the_order_of_their_bins():
     assert adam.shares(points, "ratio/embed").tolist() == [[float(i) for i in range(12)], [10.0 + i for i in range(12)]]
     tidy = adam.histograms(points, "ratio/embed")
     assert tidy["share"].tolist() == [*range(12), *(10 + i for i in range(12))]
-    assert tidy["left"].iloc[0] == -1.5 and tidy["right"].iloc[11] == 1.5 and tidy["key"].tolist() == 12 * ["a"] + 12 * ["b"]
+    assert (
+        tidy["left"].iloc[0] == -1.5
+        and tidy["right"].iloc[11] == 1.5
+        and tidy["key"].tolist() == 12 * ["a"] + 12 * ["b"]
+    )
