@@ -44,6 +44,30 @@ def test_modes():
         assert (rest["density"] * (rest["right"] - rest["left"])).sum() == pytest.approx(1, abs=1e-6)
 
 
+def test_first_rejection_is_where_no_larger_share_is_accepted(monkeypatch):
+    rejected = {0.1, 0.3, *(rho for rho in adam.SHARES if rho > 0.4)}  # 0.1 and 0.3 by chance, 0.35 and 0.4 not
+    monkeypatch.setattr(adam, "ratio", lambda rho, *_: rho)
+    monkeypatch.setattr(adam, "dip", lambda rho: (0.0, 0.049 if rho in rejected else 0.051))
+    assert adam.first_rejection(0.9, 0.95) == 0.45
+    rejected.discard(1.0)
+    assert np.isnan(adam.first_rejection(0.9, 0.95))
+    rejected.update(adam.SHARES)
+    assert adam.first_rejection(0.9, 0.95) == 0.0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_modes_from_a_share_of_three_tenths_when_coordinates_are_many(seed):
+    """Of fewer the dip test sees them later, it is a matter of power: from 0.3 or 0.35 of 5000, 0.35 or 0.4 of 2000."""
+    assert adam.first_rejection(0.9, 0.95, seed, n=50_000) == 0.3
+
+
+def test_a_seed_gives_its_own_draws_again():
+    first, other = adam.ratio(0.5, seed=1), adam.ratio(0.5, seed=2)
+    adam._averages.cache_clear()
+    np.testing.assert_array_equal(adam.ratio(0.5, seed=1), first)
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.06 and np.std(first) == pytest.approx(np.std(other), rel=0.05)
+
+
 def test_dips_of_samples_and_of_their_histogram_agree():
     rng = np.random.default_rng(0)
     one, two = rng.normal(0, 0.3, 4096), np.concatenate([rng.normal(-0.8, 0.2, 2048), rng.normal(0.8, 0.2, 2048)])
@@ -68,7 +92,7 @@ def test_more_correlation_is_needed_with_a_shorter_first_moment():
 
 
 def test_bad_input_is_refused():
-    for arguments, name in (((1.5,), "rho"), ((-0.1,), "rho"), ((0.5, 1.0), "b1"), ((0.5, 0.9, -0.1), "b2")):
+    for arguments, name in (((1.5,), "rho"), ((-0.1,), "rho"), ((0.5, 1.0), "b1"), ((0.5, 0.9, 0.0), "b2")):
         with pytest.raises(UserError, match=f"{name}=.*must be in"):
             adam.ratio(*arguments)
 
