@@ -291,15 +291,15 @@ def slices_table() -> str:
     rows = rows.sort_values(["run_flops", "chips"])
     rows = rows[rows["verdict"] != "does not fit"].assign(kind=lambda f: f["topology"].str.split(":").str[0])
     lines = [
-        "| size | slice | GiB of a chip | devices, scan, microbatches | FLOPs a step | a run: chip-hours | hours | compiled |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| size | slice | GiB of a chip | devices, layers scanned | FLOPs a step | a run: chip-hours | hours |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows.drop_duplicates(["size", "kind"]).sort_values(["run_flops", "kind"]).itertuples():
         layout, need = json.loads(row.layout), float(row.need_gib)
         lines.append(
             f"| {row.size} | {row.topology} | {need:.1f} of {row.memory_gib:.2f}{', tight' * (row.verdict == 'tight')} | "
-            f"{layout['data']}, {'yes' if layout['scan'] else 'no'}, {layout['accumulate']} | {row.step_flops:.3g} | "
-            f"{row.chip_hours:,.3g} | {row.chip_hours / row.chips:,.3g} | {row.compile_seconds:.0f} s |"
+            f"{layout['data']}, {'yes' if layout['scan'] else 'no'} | {row.step_flops:.3g} | {row.chip_hours:,.3g} | "
+            f"{row.chip_hours / row.chips:,.3g} |"
         )
     return "\n".join(lines)
 
