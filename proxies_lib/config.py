@@ -299,17 +299,14 @@ def recipe_of(values: dict) -> str:
 
 def _identity(values: dict) -> dict:
     """The fields that make a run what it is: all of them, but for younger ones at their default."""
-    values = dict(values)
-    for name, default in _younger():
-        if values.get(name) == default:
-            del values[name]
-    return values
+    younger = _younger()
+    return {name: value for name, value in values.items() if name not in younger or value != younger[name]}
 
 
 @functools.cache
-def _younger() -> tuple[tuple[str, object], ...]:
+def _younger() -> dict[str, object]:
     default = flat(Run())
-    return tuple((name, default[name]) for name in LATER)
+    return {name: default[name] for name in LATER}
 
 
 def key(run: Run, fingerprint: str) -> str:

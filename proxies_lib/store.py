@@ -371,10 +371,11 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
     if stored:
         for frames, frame in zip((rows, curves), _tabulate(stored, folder, columns)):
             frames.append(frame)
+    if len(stored) == len(found):
+        return rows[0], curves[0]
     order = {f.key if f.layer == "store" else f.table_key: i for i, f in enumerate(found)}
-    runs = pd.concat(rows, ignore_index=True)
-    runs = runs.sort_values("key", key=lambda k: k.map(order), ignore_index=True)
-    return runs, pd.concat(curves, ignore_index=True) if len(curves) > 1 else curves[0].reset_index(drop=True)
+    runs = pd.concat(rows, ignore_index=True).sort_values("key", key=lambda k: k.map(order), ignore_index=True)
+    return runs, pd.concat(curves, ignore_index=True)
 
 
 def _gather(wanted: set[str], folder: pathlib.Path, columns) -> pa.Table:
@@ -420,13 +421,12 @@ def _tabulate(stored: list[Found], folder: pathlib.Path, columns) -> tuple[pd.Da
 def _runs(stored: list[Found], records: pa.Table, order: np.ndarray) -> pd.DataFrame:
     """A row per run: configuration, N, results, provenance."""
     texts, recipes = (records[name].take(order).to_pylist() for name in ("result", "recipe"))
-    results = [operator.itemgetter(*RESULTS)(json.loads(text)) for text in texts]
+    results = map(operator.itemgetter(*RESULTS), json.loads(f"[{','.join(texts)}]"))
     origin = records["provenance"].dictionary_encode().combine_chunks()
     origins = pd.DataFrame([json.loads(text) for text in origin.dictionary.to_pylist()])
-    parts = {part: [getattr(f.run, part) if part else f.run for f in stored] for part in set(FIELDS.values())}
     values = {"key": [f.key for f in stored], "recipe": recipes}
-    values |= {name: [getattr(owner, name) for owner in parts[part]] for name, part in FIELDS.items()}
-    values |= {"n_params": [model.n_params for model in parts["model"]]}
+    values |= dict(zip(FIELDS, zip(*(flat(f.run).values() for f in stored))))
+    values |= {"n_params": [f.run.model.n_params for f in stored]}
     values |= dict(zip(RESULTS, zip(*results)))
     return pd.DataFrame(values).join(origins.take(origin.indices.to_numpy()[order]).reset_index(drop=True))
 

@@ -119,11 +119,10 @@ def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[in
 
 def _estimates(found: list[store.Found], folder: pathlib.Path) -> dict:
     """Seconds a run on one core, per program: measured on a stored run if there is one, else from its FLOPs."""
-    one = {f.run.program: f.run for f in found}
-    stored = {f.run.program: f.key for f in found if f.layer == "store"}
-    records = {program: store.read(folder, k, columns=()) for program, k in stored.items()}
+    one = {f.run.program: f for f in sorted(found, key=lambda f: f.layer == "store")}  # a stored one, where there is one
+    records = {program: store.read(folder, f.key, columns=()) for program, f in one.items() if f.layer == "store"}
     measured = {program: record[0]["result"]["train_seconds"] for program, record in records.items() if record}
-    return {program: run.flops / FLOPS_PER_SECOND for program, run in one.items()} | measured
+    return {program: f.run.flops / FLOPS_PER_SECOND for program, f in one.items()} | measured
 
 
 def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False):

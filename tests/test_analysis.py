@@ -118,3 +118,31 @@ def test_late_values_are_geometric_means_over_the_end_of_training():
 def test_slopes_are_per_decade_of_n_and_seed():
     per_seed = pd.DataFrame({"n_params": [10, 100, 10, 100], "seed": [0, 0, 1, 1], "S": [1.0, 3.0, 1.0, 0.0]})
     assert analysis.slopes(per_seed, "S") == pytest.approx([2.0, -1.0])
+
+
+def disturbed(after, end: int = 80) -> pd.DataFrame:
+    """A curve of points of 4 steps at loss 3.0; steps 23 to 27 are disturbed, so the points at 23 and 27; then `after`."""
+    steps = np.arange(3, end, 4)
+    loss = np.where(np.isin(steps, (23, 27)), 9.0, np.where(steps < 23, 3.0, after(steps)))
+    return pd.DataFrame({"key": "k", "method": "m", "seed": 0, "step": steps, "loss": loss, "steps": end})
+
+
+def test_a_spike_is_the_highest_point_after_the_disturbance_above_the_level_before():
+    falling = disturbed(lambda step: 3.0 + np.maximum(0.0, (51 - step) / 10))
+    found = analysis.spikes(falling, 23, 5, 16, 0.05).iloc[0]
+    assert found["height"] == pytest.approx(2.0) and found["steps_lost"] == 51 - 23  # the first clean point is at 31
+    quiet = analysis.spikes(disturbed(lambda step: 3.0), 23, 5, 16, 0.05).iloc[0]
+    assert quiet["height"] == 0 and quiet["steps_lost"] == 31 - 23
+    lasting = analysis.spikes(disturbed(lambda step: 4.0), 23, 5, 16, 0.05).iloc[0]
+    assert lasting["height"] == 1 and lasting["steps_lost"] == 80 - 23
+    gone = analysis.spikes(disturbed(lambda step: 4.0).query("step < 20"), 23, 5, 16, 0.05).iloc[0]
+    assert np.isnan(gone["height"]) and gone["steps_lost"] == 80 - 23
+
+
+def test_going_back_costs_the_steps_thrown_away():
+    runs = pd.DataFrame({"key": ["a", "b"], "method": ["a", "b"], "seed": 0, "final_loss": 3.0, "init_loss": 6.0,
+                         "diverged": False, "rare_batch": 23, "rare_batches": 5, "skip_step": [0, 16],
+                         "batch_size": 2, "seq_len": 10})  # fmt: skip
+    spikes = pd.DataFrame({"key": ["a", "b"], "method": ["a", "b"], "seed": 0, "height": 1.0, "steps_lost": [8, 99]})
+    cost = analysis.remedies(runs, spikes)
+    assert cost["steps_lost"].tolist() == [8, 12] and cost["tokens_lost"].tolist() == [160, 240]

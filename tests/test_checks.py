@@ -72,3 +72,35 @@ def test_the_share_of_growth_by_norms_is_one_where_the_cosine_stays():
     assert checks._norm_share(curve.assign(**{"q_norm/0": 1.0, "k_norm/0": 1.0, "qk_cosine/0": [0.1, 0.9]})) == 0.0
     both = curve.assign(**{"k_norm/0": 1.0, "qk_cosine/0": [0.05, 0.5]})
     assert checks._norm_share(both) == pytest.approx([0.5])
+
+
+def spiking(height: dict, frozen: float = 0.1):
+    """Section 10's frames, made up: `height` of the spike by method, updates of raised ε shrunk by `frozen`."""
+    quiet = ["ε = 1e-8, no burst", "ε = 1e-3, no burst"]
+    arms = [*quiet, "ε = 1e-8", "ε = 1e-3", "ε = 1e-3, batch × 8", "ε = 0", "ε from 1e-3 to 1e-8", "LR / 3", "batch / 2",
+            "β = 0.8, 0.9", "embedding gradient / 10", "rewind and skip", "every batch new", "one batch, again and again",
+            "float8_e4m3fn, loss × 1", "float8_e4m3fn, loss × 64"]  # fmt: skip
+    losses = {"float8_e4m3fn, loss × 1": 4.5, "ε from 1e-3 to 1e-8": 3.9}
+    runs = table({arm: (lambda lr, n, arm=arm: losses.get(arm, 4.0)) for arm in arms}, sizes=((32, 4),), lrs=(0.1,))
+    points = runs.loc[runs.index.repeat(4), ["key", "method", "seed", "steps"]].reset_index(drop=True)
+    raised, burst = points["method"].str.startswith("ε = 1e-3"), ~points["method"].isin(quiet)
+    step = np.tile([187, 191, 195, 383], len(runs))
+    lift = np.where((step == 195) & burst, 10.0, 1.0)
+    update = np.where(raised, frozen, 1.0) * lift * np.where(points["method"] == "float8_e4m3fn, loss × 1", 0.01, 1.0)
+    cosine = np.where(raised, 0.3, 0.1) + 0.2 * points["method"].str.contains("× 8") + 0.01 * points["seed"]
+    observed = points.assign(**{"step": step, checks.GRADIENT: 1e-4 + 1e-6 * points["seed"], checks.UPDATE: update,
+                                f"gradient_cosine/{checks.TENSOR}": cosine,
+                                "dip": np.where(points["method"].str.startswith("one"), 0.1, 0.001)})  # fmt: skip
+    spikes = runs[["key", "method", "seed"]].assign(
+        height=runs["method"].map(height).fillna(0.1) + 0.01 * runs["seed"] * runs["method"].isin(height)
+    )
+    simulated = pd.DataFrame({"std": [0.229, 0.230], "closed_form": 0.2294, "rho": [0.3, 0.3], "dip": 0.03})
+    return simulated, runs, observed, spikes, 195, 48
+
+
+def test_the_stages_and_remedies_of_a_spike_are_told_apart():
+    found = verdicts(checks.adam_instability(*spiking({"ε = 1e-3": 2.0, "ε = 1e-8": 0.5})))
+    assert set(found.values()) == {claims.HOLDS}
+    found = verdicts(checks.adam_instability(*spiking({"ε = 1e-3": 0.1, "rewind and skip": 0.5}, frozen=1.0)))
+    failing = {"P2-3-frozen", "P2-5-spike", "P2-5-epsilon", "P2-remedy-skip", "P2-remedy-lr"}
+    assert all(found[name] == claims.FAILS for name in failing) and found["P2-full-batch"] == claims.HOLDS
