@@ -151,10 +151,10 @@ plots.save(figure, "figP2_formats", {"formats": ends[["key", "seed", "method", *
 # ## What we see at laptop scale
 #
 # The simulation does what the theory says; in training little of it comes by itself. Below a raised ε updates collapse
-# (stages 2 and 3), but neither frozen layers nor a larger batch make successive gradients more alike, and r keeps one mode
-# (4). The burst makes a spike (5) with the default ε as with the raised one; the loss comes back, but stays a little higher
-# (6). So ε does not help against it; a lower LR and going back do. Lower β's and a decayed ε end lower all the same. One batch
-# for a corpus does not make r bimodal. The narrowest format freezes early layers unless the loss is scaled.
+# (stages 2 and 3), but neither frozen layers nor a larger batch make successive gradients measurably more alike, and r keeps
+# one mode (4). The burst makes a spike (5) with the default ε as with the raised one; the loss comes back, but stays a little
+# higher (6). So ε does not help against it; a lower LR and going back do. Lower β's and a decayed ε end lower all the same. One
+# batch for a corpus does not make r bimodal. The narrowest format drops most early gradients, unless the loss is scaled.
 
 # %% [markdown]
 # ## Verdicts
