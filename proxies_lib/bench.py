@@ -4,11 +4,13 @@ Shapes (d, L) = (32, 2), (64, 3), (128, 4), heads of 16, V 1024, 16 × 64 tokens
 taps on. What is compared alternates in rounds, so a drift of the machine hits both; medians are printed.
 """
 
+import collections
 import concurrent.futures
 import json
 import multiprocessing
 import os
 import pathlib
+import re
 import resource
 import statistics
 import subprocess
@@ -21,17 +23,21 @@ import numpy as np
 from proxies_lib import config, data, optim, store, sweep
 
 SHAPES = ((32, 2), (64, 3), (128, 4))
+PROFILED_CHUNKS = 5
 LONG_CHUNK = 5  # the overhead of logging compares chunks of log_every steps with chunks this many times as long
 SWEEP_LRS, SWEEP_STEPS = config.PAPER_WINDOW, 400
 
 
-def main(part: str, seconds: float, counts: list[int], as_json: bool):
-    """Measure `part` ("step", "sweep", "store") and print a table, or JSON lines with the machine's description."""
-    if part == "step":  # a fresh process: threads are set before JAX starts
-        command = [sys.executable, "-m", "proxies_lib.bench", str(seconds), "json" if as_json else "table"]
+def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
+    """Measure `part` ("step", "profile", "lanes", "sweep", "store"; None: lanes on an accelerator, else a step) and print
+    a table, or JSON lines with the machine's description."""
+    part = part or ("step" if sweep.platform_of_jax() == "cpu" else "lanes")
+    if part in ON_ONE_CORE:  # a fresh process: threads are set before JAX starts
+        command = [sys.executable, "-m", "proxies_lib.bench", part, str(seconds), "json" if as_json else "table"]
         subprocess.run(command, env=sweep.single_threaded(), check=True)
-    else:
-        show(part, (measure_sweep(SHAPES) if part == "sweep" else measure_store(counts)), as_json)
+        return
+    rows = {"lanes": lambda: measure_lanes(seconds), "sweep": lambda: measure_sweep(SHAPES)}
+    show(part, rows.get(part, lambda: measure_store(counts))(), as_json)
 
 
 def show(title: str, rows, as_json: bool):
@@ -62,14 +68,18 @@ def bench_run(shape: tuple[int, int], **changes) -> config.Run:
 class _Training:
     """A compiled program and its state, advanced chunk by chunk."""
 
-    def __init__(self, run: config.Run):
-        from proxies_lib.train import Trainer
+    def __init__(self, run: config.Run, layout=None, devices=None):
+        from proxies_lib.train import Layout, Trainer
 
-        self.run, self.trainer, self.times = run, Trainer(*run.program), []
-        self.h = {name: np.float32(v) for name, v in optim.inputs(run.hparams).items()}
+        layout = layout or Layout()
+        self.run, self.trainer, self.times = run, Trainer(*run.program, layout, devices), []
+        lead = (layout.lanes,) if layout.lanes else ()
+        everywhere = self.trainer.shardings()
+        numbers = {name: np.full(lead, value, np.float32) for name, value in optim.inputs(run.hparams).items()}
+        self.h = {name: self.trainer.put(value, everywhere) for name, value in numbers.items()}
         dataset = data.open_dataset(run.data, run.model.vocab_size)
-        self.tokens = dataset.chunk(run.hparams, 0, run.train, run.model.seq_len)
-        self.state = self.trainer.start(self.h, np.int32(0))
+        self.tokens = self.trainer.tokens(dataset, [run.hparams] * max(layout.lanes, 1), 0)
+        self.state = self.trainer.start(self.h, self.trainer.put(np.zeros(lead, np.int32), everywhere))
         self.advance()
 
     def advance(self):
@@ -81,26 +91,33 @@ class _Training:
         self.times.append((time.perf_counter() - started) / self.run.train.log_every)
 
 
-def measure_step(seconds: float):
-    """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it, what
-    taps and a chunk boundary add to a step, compile seconds, memory of the step (MiB), all medians of rounds."""
+def _matmul_peak(size: int = 1024, dtype: str = "float32"):
+    """A function that measures FLOP/s of products of `size` × `size` matrices, after it has compiled them."""
     import jax
     import jax.numpy as jnp
 
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    size = 1024
     product = jax.jit(lambda a, b: jax.lax.fori_loop(0, 8, lambda _, c: a @ c, b))
-    a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)) / size**0.5, jnp.float32)
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)) / size**0.5, dtype)
     product(a, a).block_until_ready()
+
+    def peak() -> float:
+        started = time.perf_counter()
+        product(a, a).block_until_ready()
+        return 8 * 2 * size**3 / (time.perf_counter() - started)
+
+    return peak
+
+
+def measure_step(seconds: float):
+    """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it, what
+    taps and a chunk boundary add to a step, compile seconds, memory of the step (MiB), all medians of rounds."""
+    peak = _matmul_peak()
     for shape in SHAPES:
         run = bench_run(shape, steps=SWEEP_STEPS)
         normal, long = _Training(run), _Training(config.replace(run, log_every=LONG_CHUNK * run.train.log_every))
         peaks, deadline = [], time.monotonic() + seconds
         while time.monotonic() < deadline or len(peaks) < 5:
-            started = time.perf_counter()
-            product(a, a).block_until_ready()
-            peaks.append(8 * 2 * size**3 / (time.perf_counter() - started))
+            peaks.append(peak())
             for _ in range(LONG_CHUNK):
                 normal.advance()
             long.advance()
@@ -115,6 +132,102 @@ def measure_step(seconds: float):
             "share_of_peak": flops * steps / statistics.median(peaks),
             "logging_share": (1 - statistics.median(long.times) * steps) / share,
             "compile_s": normal.trainer.compile_seconds,
+            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, "rounds": len(peaks),
+        }  # fmt: skip
+
+
+KINDS = ("products", "reductions", "other")
+
+
+def kernels(hlo: str) -> dict[str, str]:
+    """The kind, of `KINDS`, of each instruction in a compiled program's text: `products` are dots and fusions around one,
+    `reductions` likewise, `other` is elementwise work, gathers and copies. Control flow is left out: what it runs counts."""
+    heading = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+    instruction = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\((?:.* calls=%?([\w.\-]+))?")
+    inside, found, computation = collections.defaultdict(set), [], ""
+    for line in hlo.splitlines():
+        if match := heading.match(line):
+            computation = match[1]
+        elif match := instruction.match(line):
+            found.append(match.groups())
+            inside[computation].add(match[2])
+    kinds = {}
+    for name, opcode, called in found:
+        opcodes = inside.get(called, {opcode})
+        if opcode not in ("while", "conditional", "call"):
+            kinds[name] = "products" if "dot" in opcodes else "reductions" if "reduce" in opcodes else "other"
+    return kinds
+
+
+def measure_profile(seconds: float):
+    """A row per shape: where a step's time goes, by JAX's profiler, in ms, and what bounds it. Shares of kinds of kernel
+    are the profiler's; the step they share is timed without it. `products_at_peak` is the time of the step's products at
+    the matmul peak measured beside it, `ceiling` how much faster the step were if all its products ran at that peak;
+    `ceiling_free`, if instead all that is no product took no time."""
+    import jax
+
+    peak = _matmul_peak()
+    for shape in SHAPES:
+        run = bench_run(shape, steps=SWEEP_STEPS)
+        training, peaks, deadline = _Training(run), [], time.monotonic() + seconds
+        while time.monotonic() < deadline or len(peaks) < 5:
+            peaks.append(peak())
+            training.advance()
+        step = statistics.median(training.times[1:])
+        kinds, spent, counts = kernels(training.trainer.advance.as_text()), collections.Counter(), collections.Counter()
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                for _ in range(PROFILED_CHUNKS):
+                    training.advance()
+            (written,) = pathlib.Path(folder).rglob("*.xplane.pb")
+            for plane in jax.profiler.ProfileData.from_file(str(written)).planes:
+                for event in (event for line in plane.lines for event in line.events if event.name in kinds):
+                    spent[kinds[event.name]] += event.duration_ns
+                    counts[kinds[event.name]] += 1 / PROFILED_CHUNKS / run.train.log_every
+        ms = {kind: 1e3 * step * spent[kind] / spent.total() for kind in KINDS}
+        at_peak = 1e3 * run.flops / run.hparams.steps / statistics.median(peaks)
+        yield {
+            "d_model": shape[0], "n_layers": shape[1], "step_ms": 1e3 * step,
+            **{f"{kind}_ms": ms[kind] for kind in KINDS}, **{f"{kind}_kernels": round(counts[kind]) for kind in KINDS},
+            "products_at_peak_ms": at_peak, "peak_GFLOP/s": statistics.median(peaks) / 1e9,
+            "ceiling": 1e3 * step / (at_peak + ms["reductions"] + ms["other"]), "ceiling_free": 1e3 * step / ms["products"],
+        }  # fmt: skip
+
+
+def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
+    """A row per model: a run at a time on one device against lanes on all devices (`train.layout_for`), alternated in
+    rounds; tokens/s of both, the share of the matmul peak in the compute dtype, measured on one device beside them, that
+    lanes reach on each, compile seconds, memory of a device (MiB). On an accelerator the models of the gpu scale, each
+    with its batch; else those of `SHAPES`."""
+    import jax
+
+    from proxies_lib.train import layout_for
+
+    devices, accelerator = jax.devices(), jax.default_backend() != "cpu"
+    if runs is None and accelerator:
+        study = config.scales()["gpu"]
+        base = config.replace(study.base, data="synthetic", log_every=10)  # speed does not depend on the text
+        runs = [config.replace(base, d_model=d, n_layers=n) for d, n in study.sizes]
+    for run in runs or [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]:
+        layout = layout_for(*run.program, devices)
+        one, all_ = _Training(run), _Training(run, layout, devices)
+        peak = _matmul_peak(8192 if accelerator else 1024, run.model.compute_dtype)
+        peaks, deadline = [], time.monotonic() + seconds
+        while time.monotonic() < deadline or len(peaks) < 5:
+            peaks.append(peak())
+            one.advance()
+            all_.advance()
+        steps, wide = (1 / statistics.median(each.times[1:]) for each in (one, all_))
+        wide *= max(layout.lanes, 1)
+        tokens, flops = run.train.batch_size * run.model.seq_len, run.flops / run.hparams.steps
+        memory = all_.trainer.advance.memory_analysis()
+        yield {
+            "d_model": run.model.d_model, "n_layers": run.model.n_layers, "dtype": run.model.compute_dtype,
+            "lanes": layout.lanes, "devices": len(devices), "one_tokens/s": tokens * steps, "tokens/s": tokens * wide,
+            "speedup": wide / steps, "TFLOP/s": flops * wide / 1e12, "peak_TFLOP/s": statistics.median(peaks) / 1e12,
+            "share_of_peak": flops * wide / len(devices) / statistics.median(peaks),
+            "one_share_of_peak": flops * steps / statistics.median(peaks),
+            "one_compile_s": one.trainer.compile_seconds, "compile_s": all_.trainer.compile_seconds,
             "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, "rounds": len(peaks),
         }  # fmt: skip
 
@@ -223,5 +336,9 @@ def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
     return planned - started, done - planned, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+ON_ONE_CORE = {"step": measure_step, "profile": measure_profile}
+
 if __name__ == "__main__":
-    show("step", measure_step(float(sys.argv[1])), sys.argv[2] == "json")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    show(sys.argv[1], ON_ONE_CORE[sys.argv[1]](float(sys.argv[2])), sys.argv[3] == "json")

@@ -282,7 +282,7 @@ class Trainer:
         self.advance, self.judge = advance.compile(), judge.compile()
         self.compile_seconds = time.perf_counter() - started
 
-    def _put(self, value, sharding):
+    def put(self, value, sharding):
         """A host array as an input: each process hands over what its own devices hold."""
         return value if sharding is None else jax.make_array_from_callback(np.shape(value), sharding, value.__getitem__)
 
@@ -292,7 +292,7 @@ class Trainer:
         lie = self.shardings.state(state) or jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
         return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie), metrics
 
-    def _tokens(self, dataset: "data.Dataset", hparams: list[HyperParams], begin: int):
+    def tokens(self, dataset: "data.Dataset", hparams: list[HyperParams], begin: int):
         """The next chunk's windows (lanes, C, B, T + 1); with a mesh only the rows of this process's devices are read."""
         B, T = self.shape.batch_size, self.config.seq_len
 
@@ -342,21 +342,21 @@ class Trainer:
         stack = np.asarray if self.lanes else (lambda values: np.asarray(values[0]))
         numbers = [optim.inputs(r.hparams) for r in padded]
         at = self.shardings
-        h = {k: self._put(stack([n[k] for n in numbers]).astype(np.float32), at()) for k in numbers[0]}
+        h = {k: self.put(stack([n[k] for n in numbers]).astype(np.float32), at()) for k in numbers[0]}
         held_out = np.stack(
             [dataset.batch("validation", 0, i, self.shape.batch_size, self.config.seq_len)
              for i in range(self.shape.eval_batches)]
         )  # fmt: skip
-        held_out = self._put(held_out, at.shared(None, "data"))
+        held_out = self.put(held_out, at.shared(None, "data"))
         if group and not begin:
             begin = group.restore(*self.abstract())
         if begin:
             state, first, points = begin
         else:
-            state, points = self.start(h, self._put(stack(seeds).astype(np.int32), at())), []
+            state, points = self.start(h, self.put(stack(seeds).astype(np.int32), at())), []
             first = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
         for done in range(len(points) * self.shape.log_every, runs[0].hparams.steps, self.shape.log_every):
-            state, metrics = self.advance(h, state, self._tokens(dataset, [r.hparams for r in padded], done))
+            state, metrics = self.advance(h, state, self.tokens(dataset, [r.hparams for r in padded], done))
             points.append(fetch(metrics))
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():
                 break

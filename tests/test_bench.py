@@ -1,4 +1,10 @@
-from proxies_lib import bench
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from proxies_lib import bench, config
 
 
 def test_store_benchmark_measures_what_it_wrote():
@@ -13,3 +19,24 @@ def test_benchmarked_runs_are_the_stated_shapes():
         assert (run.model.d_model, run.model.n_layers, run.model.d_head) == (*shape, 16)
         assert (run.model.vocab_size, run.model.seq_len, run.train.batch_size) == (1024, 64, 16)
         assert run.model.qk_norm == "per_head" and run.hparams.z_loss > 0 and run.model.compute_dtype == "float32"
+
+
+def test_kernels_are_told_apart_in_a_compiled_program():
+    def f(x):
+        y = jax.lax.fori_loop(0, 3, lambda _, x: jnp.sin(x @ x), x)
+        return y, y.sum(0)
+
+    hlo = jax.jit(f).lower(jnp.ones((64, 64))).compile().as_text()
+    kinds = bench.kernels(hlo)
+    assert set(kinds.values()) == set(bench.KINDS)
+    loops = re.findall(r"%([\w.]+) = .* while\(", hlo)
+    assert loops and not set(loops) & set(kinds)
+    assert all(kinds[name] == "products" for name in kinds if name.startswith("dot"))
+
+
+def test_lanes_are_measured_beside_a_run_at_a_time():
+    run = config.replace(bench.bench_run((16, 1), steps=40), batch_size=2, seq_len=8)
+    (row,) = bench.measure_lanes(0, [run])
+    assert row["lanes"] > 1 and row["rounds"] >= 5
+    assert row["tokens/s"] == pytest.approx(row["speedup"] * row["one_tokens/s"])
+    assert 0 < row["share_of_peak"] < 1

@@ -80,8 +80,8 @@ from proxies_lib import config, optim
 from proxies_lib.train import Layout, Trainer
 run = config.replace(config.scales()["smoke"].base, d_model=16, batch_size=8)
 trainer = Trainer(*run.program, Layout(data=8), jax.devices())
-h = {k: trainer._put(jax.numpy.float32(v), trainer.shardings()) for k, v in optim.inputs(run.hparams).items()}
-state = trainer.start(h, trainer._put(jax.numpy.int32(0), trainer.shardings()))
+h = {k: trainer.put(jax.numpy.float32(v), trainer.shardings()) for k, v in optim.inputs(run.hparams).items()}
+state = trainer.start(h, trainer.put(jax.numpy.int32(0), trainer.shardings()))
 big = [x for x in jax.tree.leaves(state) if x.size >= 256]
 assert big and all(x.addressable_shards[0].data.size * 8 == x.size for x in big)
 """
