@@ -1,6 +1,6 @@
 """Sweep throughput beside nanoGPT and NanoDO, driven from their public code on the same cores.
 
-    python benchmarks/peers.py --nanogpt CHECKOUT --torch-python PYTHON --nanodo CHECKOUT [--rounds 3] [--seconds 8]
+    python benchmarks/peers.py --nanogpt CHECKOUT --torch-python PYTHON --nanodo CHECKOUT [--rounds 3] [--seconds 8] [--shapes 32,2]
 
 The question: 7 learning rates × 2 arms of 400 steps at (d, L), heads of 16, V 1024, 16 × 64 tokens, float32. Ours is
 trained in full from an empty store and an empty cache: data, evaluation, taps, records, start-up and compilation
@@ -129,6 +129,7 @@ def main():
     parser.add_argument("--nanogpt")
     parser.add_argument("--nanodo")
     parser.add_argument("--torch-python", help="a Python with torch")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="D,L", type=lambda text: tuple(map(int, text.split(","))))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args()
@@ -141,7 +142,7 @@ def main():
         return
     if not (options.nanogpt and options.nanodo and options.torch_python):
         parser.error("--nanogpt, --nanodo and --torch-python are needed")
-    for shape in SHAPES:
+    for shape in options.shapes:
         rows = arrangements(options, shape)
         seconds = {name: [] for name in rows}
         for _ in range(options.rounds):
