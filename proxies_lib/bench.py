@@ -23,8 +23,7 @@ import numpy as np
 from proxies_lib import config, data, optim, store, sweep
 
 SHAPES = ((32, 2), (64, 3), (128, 4))
-PROFILED_CHUNKS = 5
-LONG_CHUNK = 5  # the overhead of logging compares chunks of log_every steps with chunks this many times as long
+PROFILED_CALLS = 5
 SWEEP_LRS, SWEEP_STEPS = config.PAPER_WINDOW, 400
 
 
@@ -66,13 +65,14 @@ def bench_run(shape: tuple[int, int], **changes) -> config.Run:
 
 
 class _Training:
-    """A compiled program and its state, advanced chunk by chunk."""
+    """A compiled program and its state, advanced call by call; as a worker trains it, unless there is a layout."""
 
     def __init__(self, run: config.Run, layout=None, devices=None):
-        from proxies_lib.train import Layout, Trainer
+        from proxies_lib.train import Trainer, layout_alone
 
-        layout = layout or Layout()
-        self.run, self.trainer, self.times = run, Trainer(*run.program, layout, devices), []
+        layout = layout or layout_alone(run)
+        self.trainer, self.times = Trainer(*run.program, layout, devices), []
+        self.steps = layout.points * run.train.log_every
         lead = (layout.lanes,) if layout.lanes else ()
         everywhere = self.trainer.shardings()
         numbers = {name: np.full(lead, value, np.float32) for name, value in optim.inputs(run.hparams).items()}
@@ -88,7 +88,7 @@ class _Training:
         started = time.perf_counter()
         self.state, metrics = self.trainer.advance(self.h, self.state, self.tokens)
         jax.device_get(metrics)
-        self.times.append((time.perf_counter() - started) / self.run.train.log_every)
+        self.times.append((time.perf_counter() - started) / self.steps)
 
 
 def _matmul_peak(size: int = 1024, dtype: str = "float32"):
@@ -109,28 +109,35 @@ def _matmul_peak(size: int = 1024, dtype: str = "float32"):
 
 
 def measure_step(seconds: float):
-    """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it, what
-    taps and a chunk boundary add to a step, compile seconds, memory of the step (MiB), all medians of rounds."""
+    """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it; the shares
+    of a step's time that taps (with tensor RMS, once per `log_every`) and calls (boundaries, once per `points`) take; compile
+    seconds, memory of the step (MiB); all medians of rounds."""
+    from proxies_lib.train import Layout
+
     peak = _matmul_peak()
     for shape in SHAPES:
         run = bench_run(shape, steps=SWEEP_STEPS)
-        normal, long = _Training(run), _Training(config.replace(run, log_every=LONG_CHUNK * run.train.log_every))
+        normal = _Training(run)
+        points = normal.steps // run.train.log_every
+        short, sparse = _Training(run, Layout()), _Training(config.replace(run, log_every=normal.steps), Layout())
         peaks, deadline = [], time.monotonic() + seconds
         while time.monotonic() < deadline or len(peaks) < 5:
             peaks.append(peak())
-            for _ in range(LONG_CHUNK):
-                normal.advance()
-            long.advance()
-        normal.times, long.times = normal.times[1:], long.times[1:]
-        steps, flops = 1 / statistics.median(normal.times), run.flops / run.hparams.steps
+            normal.advance()
+            sparse.advance()
+            for _ in range(points):
+                short.advance()
+        per_round = np.reshape(short.times[1:], (-1, points)).mean(1)
+        steps, flops = 1 / statistics.median(normal.times[1:]), run.flops / run.hparams.steps
         memory = normal.trainer.advance.memory_analysis()
-        # A step with taps and boundary once in n costs s + c/n; two values of n give c/n.
-        share = 1 - 1 / LONG_CHUNK
+        # What happens once in n steps costs c/n of each: two values of n, `points` times apart, tell c.
+        calls = np.median(per_round / normal.times[1:]) - 1
+        taps = 1 - np.median(np.divide(sparse.times[1:], normal.times[1:]))
         yield {
             "d_model": shape[0], "n_layers": shape[1], "tokens/s": steps * run.train.batch_size * run.model.seq_len,
             "steps/s": steps, "GFLOP/s": flops * steps / 1e9, "peak_GFLOP/s": statistics.median(peaks) / 1e9,
             "share_of_peak": flops * steps / statistics.median(peaks),
-            "logging_share": (1 - statistics.median(long.times) * steps) / share,
+            "points": points, "taps_share": taps * points / (points - 1), "calls_share": calls / (points - 1),
             "compile_s": normal.trainer.compile_seconds,
             "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, "rounds": len(peaks),
         }  # fmt: skip
@@ -177,13 +184,13 @@ def measure_profile(seconds: float):
         kinds, spent, counts = kernels(training.trainer.advance.as_text()), collections.Counter(), collections.Counter()
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
-                for _ in range(PROFILED_CHUNKS):
+                for _ in range(PROFILED_CALLS):
                     training.advance()
             (written,) = pathlib.Path(folder).rglob("*.xplane.pb")
             for plane in jax.profiler.ProfileData.from_file(str(written)).planes:
                 for event in (event for line in plane.lines for event in line.events if event.name in kinds):
                     spent[kinds[event.name]] += event.duration_ns
-                    counts[kinds[event.name]] += 1 / PROFILED_CHUNKS / run.train.log_every
+                    counts[kinds[event.name]] += 1 / PROFILED_CALLS / training.steps
         ms = {kind: 1e3 * step * spent[kind] / spent.total() for kind in KINDS}
         at_peak = 1e3 * run.flops / run.hparams.steps / statistics.median(peaks)
         yield {

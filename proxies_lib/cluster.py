@@ -55,16 +55,17 @@ class Worker:
         """Metadata and curves of runs of one program, which must have the same `keys` on this node."""
         import jax
 
-        from proxies_lib.train import Layout, Trainer, layout_for
+        from proxies_lib.train import Trainer, layout_alone, layout_for
 
         program, dataset = runs[0].program, data.open_dataset(runs[0].data, runs[0].model.vocab_size)
         if [config.key(one, dataset.fingerprint) for one in runs] != keys:
             raise UserError(f"node {platform.node()}: has another version of proxies_lib; install the same everywhere")
-        if program not in self.trainers:
-            devices = jax.devices() if self.lanes else None
-            self.trainers[program] = Trainer(*program, layout_for(*program, devices) if devices else Layout(), devices)
+        devices = jax.devices() if self.lanes else None
+        compiled = (*program, layout_for(*program, devices) if devices else layout_alone(runs[0]))
+        if compiled not in self.trainers:
+            self.trainers[compiled] = Trainer(*compiled, devices)
         with tempfile.TemporaryDirectory() as scratch:
-            for one, result in self.trainers[program].train_all(runs, dataset):
+            for one, result in self.trainers[compiled].train_all(runs, dataset):
                 sweep.record(scratch, one, dataset, result)
             return [store.read(scratch, key) for key in keys]
 

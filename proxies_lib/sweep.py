@@ -414,14 +414,15 @@ def work(folder: str, core: int):
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    from proxies_lib.train import Trainer
+    from proxies_lib.train import Trainer, layout_alone
 
     use_compilation_cache()
     trainers = {}
     while True:
         one = config.from_flat(json.loads(jobs.get()))
         dataset = data.open_dataset(one.data, one.model.vocab_size)
-        if one.program not in trainers:
-            trainers[one.program] = Trainer(*one.program)
-        record(folder, one, dataset, trainers[one.program].train([one], dataset)[0])
+        compiled = (*one.program, layout_alone(one))
+        if compiled not in trainers:
+            trainers[compiled] = Trainer(*compiled)
+        record(folder, one, dataset, trainers[compiled].train([one], dataset)[0])
         print("done", file=replies, flush=True)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import time
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from proxies_lib import checkpoint, data, model, optim
 from proxies_lib.config import HyperParams, ModelConfig, Run, TrainConfig, refuse
 
 MAX_LANES = 16  # on one device
+MAX_POINTS = 16  # of one call
+FLOPS_OF_CALL = 2e11  # at most, where a call trains several points: seconds of a core
 DEEP = 24  # more layers are scanned, whatever the memory: unrolled, compilation grows with them
 MEMORY_SHARE = 0.8  # of a device's memory, for what `memory` counts
 CPU_MEMORY = 2 << 30  # of a device that does not tell
@@ -28,13 +31,15 @@ CPU_MEMORY = 2 << 30  # of a device that does not tell
 class Layout:
     """How a program lies on devices: a mesh ("run", "data"), lanes over the first, one run's batch, parameters and
     optimizer state over the second (FSDP). `lanes` runs are trained at once by vmap (0: one, without). `scan` scans over
-    layers and computes each again in the backward pass. `accumulate` splits a step's batch into microbatches."""
+    layers and computes each again in the backward pass. `accumulate` splits a step's batch into microbatches. One call
+    trains `points` logged points of a run alone (without lanes, without checkpoints)."""
 
     lanes: int = 0
     run: int = 1
     data: int = 1
     scan: bool = False
     accumulate: int = 1
+    points: int = 1
 
     def on(self, devices: int, train: TrainConfig) -> "Layout":
         """The same state on another number of devices: a microbatch holds as many rows of a device, or fewer."""
@@ -55,6 +60,8 @@ class Layout:
                 train.batch_size,
                 f"must be a multiple of data × accumulate = {self.data * self.accumulate}",
             )
+        if self.points > 1 and self.lanes:
+            refuse("points", self.points, "must be 1 with lanes")
         if self.scan and not config.n_layers:
             refuse("n_layers", config.n_layers, "must be above 0 to scan over layers")
 
@@ -76,6 +83,13 @@ def memory(config: ModelConfig, train: TrainConfig, layout: Layout = Layout()) -
     layers = layer + config.n_layers * N * config.d_model * width if layout.scan else config.n_layers * layer
     state = params * (20 + width if layout.accumulate > 1 else 16 + width) / layout.data
     return state + layers + N * config.vocab_size * 10
+
+
+def layout_alone(run: Run) -> Layout:
+    """The layout of `run` on one CPU core: as many points a call as a small run needs for calls to cost nothing (a call
+    costs milliseconds, a step of the smallest models two), a power of two that divides the run's."""
+    most = min(MAX_POINTS, FLOPS_OF_CALL / (run.flops / run.hparams.steps * run.train.log_every))
+    return Layout(points=math.gcd(run.hparams.steps // run.train.log_every, 1 << int(math.log2(max(1, most)))))
 
 
 def layout_for(config: ModelConfig, train: TrainConfig, devices, limit: float | None = None) -> Layout:
@@ -179,7 +193,13 @@ def step(
 
 
 def chunk(config, h: dict, state: dict, tokens_CBT, layout: Layout = Layout(), place=lambda x: x) -> tuple[dict, dict]:
-    """C steps in one program. Loss and gradient norm of each step (C,); taps and tensor RMS of the last step only."""
+    """C steps in one program. Loss and gradient norm of each step (C,); taps and tensor RMS of the last step only.
+
+    With several points P in a call, tokens are (P, C, B, T + 1), and metrics have a first axis of points.
+    """
+    if tokens_CBT.ndim > 3:
+        one = functools.partial(chunk, config, h, layout=layout, place=place)
+        return jax.lax.scan(one, state, tokens_CBT)
     C = len(tokens_CBT)
     one = functools.partial(step, config, h, layout=layout, place=place)
     state, metrics = jax.lax.scan(lambda s, x: one(s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1))
@@ -243,6 +263,7 @@ def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), de
     each = functools.partial(jax.vmap, spmd_axis_name="run" if mesh else None) if layout.lanes else lambda f, **_: f
     batch = (train.batch_size, config.seq_len + 1)
     lead = (layout.lanes,) if layout.lanes else ()
+    points = (layout.points,) if layout.points > 1 else ()
     spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     h = {name: jax.ShapeDtypeStruct(lead, jnp.float32) for name in optim.inputs(Run().hparams)}
     init_ = each(functools.partial(init, config, layout=layout))
@@ -259,7 +280,7 @@ def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), de
     )  # fmt: skip
     return (
         start.trace(h, spec(lead)),
-        advance.trace(h, state, spec((*lead, train.log_every, *batch))),
+        advance.trace(h, state, spec((*lead, *points, train.log_every, *batch))),
         judge.trace(h, state["params"], spec((train.eval_batches, *batch))),
         shardings,
     )
@@ -293,8 +314,12 @@ class Trainer:
         return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie), metrics
 
     def tokens(self, dataset: "data.Dataset", hparams: list[HyperParams], begin: int):
-        """The next chunk's windows (lanes, C, B, T + 1); with a mesh only the rows of this process's devices are read."""
-        B, T = self.shape.batch_size, self.config.seq_len
+        """The next call's windows (lanes or points, C, B, T + 1); with a mesh only the rows of this process's devices are
+        read."""
+        B, T, C = self.shape.batch_size, self.config.seq_len, self.shape.log_every
+        if self.layout.points > 1:
+            starts = range(begin, begin + self.layout.points * C, C)
+            return np.stack([dataset.chunk(hparams[0], start, self.shape, T) for start in starts])
 
         def rows(index):
             first, last, _ = index[-2].indices(B)
@@ -306,7 +331,7 @@ class Trainer:
         whole = (slice(None),) * (4 if self.lanes else 3)
         if self.shardings.mesh is None:
             return rows(whole)
-        shape = (*((self.lanes,) if self.lanes else ()), self.shape.log_every, B, T + 1)
+        shape = (*((self.lanes,) if self.lanes else ()), C, B, T + 1)
         return jax.make_array_from_callback(shape, self.shardings(None, "data"), rows)
 
     def train_all(self, runs: list[Run], dataset: "data.Dataset", keys: list[str] | None = None):
@@ -355,9 +380,13 @@ class Trainer:
         else:
             state, points = self.start(h, self.put(stack(seeds).astype(np.int32), at())), []
             first = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
-        for done in range(len(points) * self.shape.log_every, runs[0].hparams.steps, self.shape.log_every):
+        P, steps = self.layout.points, runs[0].hparams.steps
+        if P > 1 and (group or (steps // self.shape.log_every - len(points)) % P):
+            raise ValueError(f"{P} points a call need runs of a multiple of them, without checkpoints")
+        for done in range(len(points) * self.shape.log_every, steps, P * self.shape.log_every):
             state, metrics = self.advance(h, state, self.tokens(dataset, [r.hparams for r in padded], done))
-            points.append(fetch(metrics))
+            metrics = fetch(metrics)
+            points += [jax.tree.map(itemgetter(i), metrics) for i in range(P)] if P > 1 else [metrics]
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():
                 break
             if group:

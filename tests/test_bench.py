@@ -34,6 +34,14 @@ def test_kernels_are_told_apart_in_a_compiled_program():
     assert all(kinds[name] == "products" for name in kinds if name.startswith("dot"))
 
 
+def test_a_step_is_measured_with_what_taps_and_calls_add(monkeypatch):
+    monkeypatch.setattr(bench, "SHAPES", ((16, 1),))
+    (row,) = bench.measure_step(0)
+    assert row["points"] > 1 and row["rounds"] >= 5
+    assert row["share_of_peak"] == pytest.approx(row["GFLOP/s"] / row["peak_GFLOP/s"])
+    assert -1 < row["taps_share"] < 1 and -1 < row["calls_share"] < 1
+
+
 def test_lanes_are_measured_beside_a_run_at_a_time():
     run = config.replace(bench.bench_run((16, 1), steps=40), batch_size=2, seq_len=8)
     (row,) = bench.measure_lanes(0, [run])

@@ -102,8 +102,8 @@ def test_layouts_follow_memory_and_devices():
     sharded = layout_for(*big.program, [Device()] * 8)
     assert sharded.data == 8 and sharded.scan and not sharded.lanes and memory(*big.program, sharded) < 80e9
     assert layout_for(*replace(small, n_layers=96).program, [Device()]).scan
-    for layout in (Layout(data=3), Layout(run=2), Layout(lanes=3, run=2), Layout(accumulate=5)):
-        with pytest.raises(UserError, match="must be a multiple"):
+    for layout in (Layout(data=3), Layout(run=2), Layout(lanes=3, run=2), Layout(accumulate=5), Layout(lanes=2, points=2)):
+        with pytest.raises(UserError, match="must be"):
             layout.check(*small.program)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from proxies_lib import config, data
 from proxies_lib.config import replace
-from proxies_lib.train import Layout, Trainer
+from proxies_lib.train import FLOPS_OF_CALL, MAX_POINTS, Layout, Trainer, layout_alone
 
 SYNTHETIC = data.open_dataset("synthetic", 64)
 
@@ -62,6 +62,30 @@ def test_divergence_is_data(trainer, smoke):
     points = len(result["curves"]["loss"])
     assert points == result["diverged_step"] // smoke.train.log_every + 1 < smoke.hparams.steps // smoke.train.log_every
     assert np.isfinite(result["curves"]["loss"][: points - 1]).all()
+
+
+def test_points_of_one_call_are_those_of_many(trainer, smoke):
+    """Bit for bit, also of a run that diverges in the middle of a call."""
+    layout = layout_alone(smoke)
+    assert layout.points == 8 == smoke.hparams.steps // smoke.train.log_every
+    at_once = Trainer(*smoke.program, layout)
+    for run in (smoke, replace(smoke, seed=1), replace(smoke, lr=1e30, z_loss=0.0)):
+        same(at_once.train([run], SYNTHETIC)[0], trainer.train([run], SYNTHETIC)[0])
+    with pytest.raises(ValueError, match="8 points a call"):
+        at_once.train([replace(smoke, steps=20)], SYNTHETIC)
+
+
+def test_a_call_is_as_long_as_small_runs_need_and_ends_with_the_run():
+    for scale, study in config.scales().items():
+        for d, n in study.sizes:
+            run = replace(study.base, d_model=d, n_layers=n)
+            points, flops = layout_alone(run).points, run.flops / run.hparams.steps * run.train.log_every
+            assert 1 <= points <= MAX_POINTS and run.hparams.steps % (points * run.train.log_every) == 0
+            assert points == 1 or points * flops <= FLOPS_OF_CALL
+            assert points > 1 if scale in ("smoke", "laptop") else points == 1
+    base = config.scales()["laptop"].base
+    assert len({layout_alone(replace(base, steps=k * base.hparams.steps)) for k in (1, 2, 8)}) == 1, "one program"
+    assert layout_alone(replace(base, steps=7 * base.train.log_every, warmup_steps=1)).points == 1
 
 
 def test_lanes_do_not_see_their_neighbours(smoke):
