@@ -6,6 +6,7 @@ taps on. What is compared alternates in rounds, so a drift of the machine hits b
 
 import collections
 import concurrent.futures
+import contextlib
 import json
 import multiprocessing
 import os
@@ -28,15 +29,18 @@ SWEEP_LRS, SWEEP_STEPS = config.PAPER_WINDOW, 400
 
 
 def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
-    """Measure `part` ("step", "profile", "lanes", "sweep", "store"; None: lanes on an accelerator, else a step) and print
-    a table, or JSON lines with the machine's description."""
+    """Measure `part` ("step", "profile", "lanes", "checkpoint", "sweep", "store"; None: lanes on an accelerator, else a
+    step) and print a table, or JSON lines with the machine's description."""
     part = part or ("step" if sweep.platform_of_jax() == "cpu" else "lanes")
     if part in ON_ONE_CORE:  # a fresh process: threads are set before JAX starts
         command = [sys.executable, "-m", "proxies_lib.bench", part, str(seconds), "json" if as_json else "table"]
         subprocess.run(command, env=sweep.single_threaded(), check=True)
         return
-    rows = {"lanes": lambda: measure_lanes(seconds), "sweep": lambda: measure_sweep(SHAPES)}
-    show(part, rows.get(part, lambda: measure_store(counts))(), as_json)
+    measure = {
+        "lanes": lambda: measure_lanes(seconds), "checkpoint": lambda: measure_checkpoint(seconds),
+        "sweep": lambda: measure_sweep(SHAPES), "store": lambda: measure_store(counts),
+    }  # fmt: skip
+    show(part, measure[part](), as_json)
 
 
 def show(title: str, rows, as_json: bool):
@@ -87,8 +91,9 @@ class _Training:
 
         started = time.perf_counter()
         self.state, metrics = self.trainer.advance(self.h, self.state, self.tokens)
-        jax.device_get(metrics)
+        metrics = jax.device_get(metrics)
         self.times.append((time.perf_counter() - started) / self.steps)
+        return metrics
 
 
 def _matmul_peak(size: int = 1024, dtype: str = "float32"):
@@ -201,21 +206,25 @@ def measure_profile(seconds: float):
         }  # fmt: skip
 
 
+def _models() -> list[config.Run]:
+    """On an accelerator the models of the gpu scale, each with its batch; else those of `SHAPES`."""
+    if sweep.platform_of_jax() == "cpu":
+        return [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]
+    study = config.scales()["gpu"]
+    base = config.replace(study.base, data="synthetic", log_every=10)  # speed does not depend on the text
+    return [config.replace(base, d_model=d, n_layers=n) for d, n in study.sizes]
+
+
 def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
     """A row per model: a run at a time on one device against lanes on all devices (`train.layout_for`), alternated in
     rounds; tokens/s of both, the share of the matmul peak in the compute dtype, measured on one device beside them, that
-    lanes reach on each, compile seconds, memory of a device (MiB). On an accelerator the models of the gpu scale, each
-    with its batch; else those of `SHAPES`."""
+    lanes reach on each, compile seconds, memory of a device (MiB)."""
     import jax
 
     from proxies_lib.train import layout_for
 
     devices, accelerator = jax.devices(), jax.default_backend() != "cpu"
-    if runs is None and accelerator:
-        study = config.scales()["gpu"]
-        base = config.replace(study.base, data="synthetic", log_every=10)  # speed does not depend on the text
-        runs = [config.replace(base, d_model=d, n_layers=n) for d, n in study.sizes]
-    for run in runs or [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]:
+    for run in runs or _models():
         layout = layout_for(*run.program, devices)
         one, all_ = _Training(run), _Training(run, layout, devices)
         peak = _matmul_peak(8192 if accelerator else 1024, run.model.compute_dtype)
@@ -239,23 +248,68 @@ def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
         }  # fmt: skip
 
 
+def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
+    """A row per model: what the first checkpoint of its lanes costs, on a CPU of one run: `MiB` on the disk, `waits_s` that
+    training waits, `whole_s` until it is written (training goes on meanwhile), `restore_s`; `interval_steps` and
+    `interval_s`, the training between two; `share`, waits_s of that, and `share_at_most`, all of whole_s."""
+    import jax
+
+    from proxies_lib import checkpoint
+    from proxies_lib.train import Layout, layout_for
+
+    devices = jax.devices()
+    for run in runs or _models():
+        layout = layout_for(*run.program, devices) if devices[0].platform != "cpu" else Layout()
+        training = _Training(run, layout, devices[: layout.run * layout.data])
+        every = checkpoint.interval(run, layout)
+        run = config.replace(run, steps=every + run.train.log_every)
+        rounds, deadline = [], time.monotonic() + seconds
+        while time.monotonic() < deadline or len(rounds) < 5:
+            points = [training.advance()] * (every // run.train.log_every)
+            with tempfile.TemporaryDirectory() as folder, _environment("PROXIES_CHECKPOINTS", folder):
+                group = checkpoint.Group([run], ["bench"], layout)
+                started = time.perf_counter()
+                group.after(every, training.state, np.zeros(max(layout.lanes, 1), np.float32), points)
+                waited = time.perf_counter()
+                group.close(finished=False)
+                written = time.perf_counter()
+                size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+                group = checkpoint.Group([run], ["bench"], layout)
+                restoring = time.perf_counter()
+                group.restore(*training.trainer.abstract())
+                rounds.append((waited - started, written - started, time.perf_counter() - restoring))
+                group.close(finished=True)
+        waits, whole, restore = np.median(rounds, axis=0)
+        interval = every * statistics.median(training.times[1:])
+        yield {
+            "d_model": run.model.d_model, "n_layers": run.model.n_layers, "lanes": layout.lanes, "MiB": size / 2**20,
+            "waits_s": waits, "whole_s": whole, "restore_s": restore, "interval_steps": every, "interval_s": interval,
+            "share": waits / interval, "share_at_most": whole / interval, "rounds": len(rounds),
+        }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str):
+    before, os.environ[name] = os.environ.get(name), value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def sweep_seconds(shape: tuple[int, int], workers: int, seeds) -> tuple[list[float], list[config.Run]]:
     """Seconds of a sweep for each seed, start of the workers included, and the runs of one: 7 learning rates × 2 arms
     of 400 steps. The first seed meets an empty store and an empty compilation cache, the others a warm cache."""
     walls = []
-    with tempfile.TemporaryDirectory() as scratch:
-        before, os.environ["PROXIES_CACHE"] = os.environ.get("PROXIES_CACHE"), f"{scratch}/cache"
-        try:
-            for seed in seeds:
-                base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
-                runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})
-                started = time.perf_counter()
-                sweep.run(sweep.plan(runs, f"{scratch}/store"), workers, "processes", quiet=True)
-                walls.append(time.perf_counter() - started)
-        finally:
-            os.environ.pop("PROXIES_CACHE")
-            if before is not None:
-                os.environ["PROXIES_CACHE"] = before
+    with tempfile.TemporaryDirectory() as scratch, _environment("PROXIES_CACHE", f"{scratch}/cache"):
+        for seed in seeds:
+            base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
+            runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})
+            started = time.perf_counter()
+            sweep.run(sweep.plan(runs, f"{scratch}/store"), workers, "processes", quiet=True)
+            walls.append(time.perf_counter() - started)
     return walls, runs
 
 

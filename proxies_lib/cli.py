@@ -73,12 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", metavar="LABEL", help="compare with the verdicts of another scale or protocol")
     sub = command("bench", _bench, "measure this machine: training beside the matmul peak, sweeps, the store")
     sub.add_argument(
-        "part", nargs="?", choices=("step", "profile", "lanes", "sweep", "store"),
+        "part", nargs="?", choices=("step", "profile", "lanes", "checkpoint", "sweep", "store"),
         help="a train step on one core (default on a CPU), where its time goes, runs at once as lanes (default on an "
-        "accelerator), a sweep with its compilation, the store",
+        "accelerator), a checkpoint of them, a sweep with its compilation, the store",
     )  # fmt: skip
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("--seconds", type=float, default=12.0, help="step, profile, lanes: measured time per model")
+    sub.add_argument("--seconds", type=float, default=12.0, help="step, profile, lanes, checkpoint: measured time per model")
     sub.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="store: numbers of stored runs")
 
     sub = command(

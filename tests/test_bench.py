@@ -1,10 +1,12 @@
+import os
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from proxies_lib import bench, config
+from proxies_lib import bench, checkpoint, config
+from proxies_lib.train import Layout
 
 
 def test_store_benchmark_measures_what_it_wrote():
@@ -48,3 +50,15 @@ def test_lanes_are_measured_beside_a_run_at_a_time():
     assert row["lanes"] > 1 and row["rounds"] >= 5
     assert row["tokens/s"] == pytest.approx(row["speedup"] * row["one_tokens/s"])
     assert 0 < row["share_of_peak"] < 1
+
+
+def test_checkpoints_are_measured_against_the_training_between_two(monkeypatch):
+    monkeypatch.setenv("PROXIES_CHECKPOINTS", "untouched")
+    monkeypatch.setattr(checkpoint, "FLOPS_BETWEEN", {"cpu": 1e9})
+    run = config.replace(bench.bench_run((16, 1)), batch_size=2, seq_len=8)
+    (row,) = bench.measure_checkpoint(0, [run])
+    assert row["rounds"] >= 5 and row["interval_steps"] == checkpoint.interval(run, Layout())
+    assert row["MiB"] > 2 * 4 * run.model.n_params / 2**20  # parameters and both moments, compressed
+    assert 0 < row["waits_s"] < row["whole_s"] and row["restore_s"] > 0
+    assert row["share"] == pytest.approx(row["waits_s"] / row["interval_s"])
+    assert os.environ["PROXIES_CHECKPOINTS"] == "untouched"
