@@ -50,9 +50,9 @@ class Dataset:
             refuse("shard", f"{shard}/{n_shards}", f"must be in 0..n_shards-1, n_shards dividing {batch_size}")
         share = batch_size // n_shards
         first = step * batch_size + shard * share
-        rows = np.arange(first, first + share)
         if self.path is None:
-            return synthetic_windows(self.vocab_size, split, seed, rows, seq_len + 1)
+            return synthetic_windows(self.vocab_size, split, seed, first, share, seq_len + 1)
+        rows = np.arange(first, first + share)
         tokens = _memmap(self.path, split)
         n_windows = (len(tokens) - 1) // seq_len
         if n_windows < batch_size:
@@ -103,17 +103,19 @@ def zipf(vocab_size: int) -> np.ndarray:
     return p / p.sum()
 
 
-def synthetic_windows(vocab_size: int, split: str, seed: int, rows: np.ndarray, length: int) -> np.ndarray:
-    """Windows of Zipfian tokens, each, with probability COPY_SHARE, a copy of the token COPY_LAG before it.
+@functools.lru_cache(maxsize=1024)  # runs of one seed read the same batches: drawn once for all of a worker's
+def synthetic_windows(vocab_size: int, split: str, seed: int, first: int, count: int, length: int) -> np.ndarray:
+    """`count` windows of Zipfian tokens, each, with probability COPY_SHARE, a copy of the token COPY_LAG before it.
 
-    Unlimited and identical on every machine; validation is a stream of its own, the same for every seed.
+    Unlimited and identical on every machine; validation is a stream of its own, the same for every seed. Read-only.
     """
     stream = (2, SPLITS.index(split), seed if split == "train" else 0)
-    draws = np.stack([_uniform((*stream, int(row)), (2, length)) for row in rows])
+    draws = np.stack([_uniform((*stream, row), (2, length)) for row in range(first, first + count)])
     tokens = np.searchsorted(np.cumsum(zipf(vocab_size))[:-1], draws[:, 0], side="right").astype(np.int32)
     copied = draws[:, 1] < COPY_SHARE
     for t in range(COPY_LAG, length):
         tokens[:, t] = np.where(copied[:, t], tokens[:, t - COPY_LAG], tokens[:, t])
+    tokens.flags.writeable = False
     return tokens
 
 
