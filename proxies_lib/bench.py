@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 
 import numpy as np
 
-from proxies_lib import config, data, optim, store, sweep
+from proxies_lib import config, data, model, optim, store, sweep
 
 SHAPES = ((32, 2), (64, 3), (128, 4))
 PROFILED_CALLS = 5
@@ -115,8 +116,8 @@ def _matmul_peak(size: int = 1024, dtype: str = "float32"):
 
 def measure_step(seconds: float):
     """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it; the shares
-    of a step's time that taps (with tensor RMS, once per `log_every`) and calls (boundaries, once per `points`) take; compile
-    seconds, memory of the step (MiB); all medians of rounds."""
+    of a step's time that taps (with tensor RMS, once per `log_every`; against a program without them) and calls (boundaries,
+    once per `points`) take; compile seconds, memory of the step (MiB); all medians of rounds."""
     from proxies_lib.train import Layout
 
     peak = _matmul_peak()
@@ -124,28 +125,35 @@ def measure_step(seconds: float):
         run = bench_run(shape, steps=SWEEP_STEPS)
         normal = _Training(run)
         points = normal.steps // run.train.log_every
-        short, sparse = _Training(run, Layout()), _Training(config.replace(run, log_every=normal.steps), Layout())
+        short = _Training(run, Layout())
+        with _without_taps():
+            bare = _Training(run)
         peaks, deadline = [], time.monotonic() + seconds
         while time.monotonic() < deadline or len(peaks) < 5:
             peaks.append(peak())
             normal.advance()
-            sparse.advance()
+            bare.advance()
             for _ in range(points):
                 short.advance()
         per_round = np.reshape(short.times[1:], (-1, points)).mean(1)
         steps, flops = 1 / statistics.median(normal.times[1:]), run.flops / run.hparams.steps
         memory = normal.trainer.advance.memory_analysis()
         # What happens once in n steps costs c/n of each: two values of n, `points` times apart, tell c.
-        calls = np.median(per_round / normal.times[1:]) - 1
-        taps = 1 - np.median(np.divide(sparse.times[1:], normal.times[1:]))
+        calls = (np.median(per_round / normal.times[1:]) - 1) / (points - 1)
+        taps = 1 - np.median(np.divide(bare.times[1:], normal.times[1:]))
         yield {
             "d_model": shape[0], "n_layers": shape[1], "tokens/s": steps * run.train.batch_size * run.model.seq_len,
             "steps/s": steps, "GFLOP/s": flops * steps / 1e9, "peak_GFLOP/s": statistics.median(peaks) / 1e9,
             "share_of_peak": flops * steps / statistics.median(peaks),
-            "points": points, "taps_share": taps * points / (points - 1), "calls_share": calls / (points - 1),
-            "compile_s": normal.trainer.compile_seconds,
+            "points": points, "taps_share": taps, "calls_share": calls, "compile_s": normal.trainer.compile_seconds,
             "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, "rounds": len(peaks),
         }  # fmt: skip
+
+
+def _without_taps():
+    """Where a program is traced: its probes then see nothing, and cost nothing."""
+    when = model.when
+    return unittest.mock.patch.object(model, "when", lambda probe, *observed: when(False, *observed))
 
 
 KINDS = ("products", "reductions", "other")

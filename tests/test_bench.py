@@ -36,6 +36,17 @@ def test_kernels_are_told_apart_in_a_compiled_program():
     assert all(kinds[name] == "products" for name in kinds if name.startswith("dot"))
 
 
+def test_a_program_without_taps_trains_the_same_and_sees_nothing():
+    run = bench.bench_run((16, 1))
+    normal = bench._Training(run)
+    with bench._without_taps():
+        bare = bench._Training(run)
+    seen, blind = normal.advance(), bare.advance()
+    assert blind["loss"] == pytest.approx(seen["loss"], rel=1e-5)
+    assert seen["taps"]["q_norm"].all() and not blind["taps"]["q_norm"].any()
+    assert "conditional" in normal.trainer.advance.as_text() and "conditional" not in bare.trainer.advance.as_text()
+
+
 def test_a_step_is_measured_with_what_taps_and_calls_add(monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", ((16, 1),))
     (row,) = bench.measure_step(0)
