@@ -6,7 +6,6 @@ taps on. What is compared alternates in rounds, so a drift of the machine hits b
 
 import collections
 import concurrent.futures
-import contextlib
 import json
 import multiprocessing
 import os
@@ -267,14 +266,14 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
 
     devices = jax.devices()
     for run in runs or _models():
-        layout = layout_for(*run.program, devices) if devices[0].platform != "cpu" else Layout()
+        layout = Layout() if sweep.platform_of_jax() == "cpu" else layout_for(*run.program, devices)
         training = _Training(run, layout, devices[: layout.run * layout.data])
         every = checkpoint.interval(run, layout)
         run = config.replace(run, steps=every + run.train.log_every)
         rounds, deadline = [], time.monotonic() + seconds
         while time.monotonic() < deadline or len(rounds) < 5:
             points = [training.advance()] * (every // run.train.log_every)
-            with tempfile.TemporaryDirectory() as folder, _environment("PROXIES_CHECKPOINTS", folder):
+            with tempfile.TemporaryDirectory() as folder, config.environment("PROXIES_CHECKPOINTS", folder):
                 group = checkpoint.Group([run], ["bench"], layout)
                 started = time.perf_counter()
                 group.after(every, training.state, np.zeros(max(layout.lanes, 1), np.float32), points)
@@ -296,22 +295,11 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
         }  # fmt: skip
 
 
-@contextlib.contextmanager
-def _environment(name: str, value: str):
-    before, os.environ[name] = os.environ.get(name), value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
-
-
 def sweep_seconds(shape: tuple[int, int], workers: int, seeds) -> tuple[list[float], list[config.Run]]:
     """Seconds of a sweep for each seed, start of the workers included, and the runs of one: 7 learning rates × 2 arms
     of 400 steps. The first seed meets an empty store and an empty compilation cache, the others a warm cache."""
     walls = []
-    with tempfile.TemporaryDirectory() as scratch, _environment("PROXIES_CACHE", f"{scratch}/cache"):
+    with tempfile.TemporaryDirectory() as scratch, config.environment("PROXIES_CACHE", f"{scratch}/cache"):
         for seed in seeds:
             base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
             runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})

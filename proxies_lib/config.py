@@ -1,5 +1,6 @@
 """What a run is: frozen configurations, their canonical key, grids, and the table of scales."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -336,6 +337,18 @@ def folder(kind: str) -> pathlib.Path:
     """Where things live: "cache", "store", "figures", "papermill_runs"; PROXIES_<KIND> overrides each."""
     default = {"cache": ".cache", "store": "papermill_runs/store"}.get(kind, kind)
     return pathlib.Path(os.environ.get(f"PROXIES_{kind.upper()}") or root() / default).resolve()
+
+
+@contextlib.contextmanager
+def environment(name: str, value: str):
+    """Within, the environment variable `name` is `value`; afterwards what it was before."""
+    before, os.environ[name] = os.environ.get(name), value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,5 @@ def _quiet_kernel():
         profile = pathlib.Path(folder) / "profile_default"
         profile.mkdir()
         (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n")
-        before = os.environ.get("IPYTHONDIR")
-        os.environ["IPYTHONDIR"] = folder
-        try:
+        with config.environment("IPYTHONDIR", folder):
             yield
-        finally:
-            os.environ.pop("IPYTHONDIR") if before is None else os.environ.update(IPYTHONDIR=before)
