@@ -82,7 +82,7 @@ class _Training:
         numbers = {name: np.full(lead, value, np.float32) for name, value in optim.inputs(run.hparams).items()}
         self.h = {name: self.trainer.put(value, everywhere) for name, value in numbers.items()}
         dataset = data.open_dataset(run.data, run.model.vocab_size)
-        self.tokens = self.trainer.tokens(dataset, [run.hparams] * max(layout.lanes, 1), 0)
+        self.tokens = self.trainer.tokens(dataset, [run.order] * max(layout.lanes, 1), 0)
         self.state = self.trainer.start(self.h, self.trainer.put(np.zeros(lead, np.int32), everywhere))
         self.advance()
 

@@ -11,16 +11,11 @@ import operator
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 SCHEMA = 2  # bump by hand when the meaning of a stored number changes
-QK_NORMS = ("none", "per_head", "whole", "kappa")
-ATTENTIONS = ("softmax", "squared_relu")
-DECAYS = ("independent", "coupled")
-LR_SCALINGS = ("none", "rms")
-DTYPES = ("float32", "bfloat16")
-MAX_INT = 2**31 - 1  # of every whole number: the programs count in int32, and a seed above would wrap around
-GRADIENT_DTYPES = ("float32", "float16", "float8_e5m2", "float8_e4m3fn")
+MAX_INT = 2**31 - 1  # the programs count in int32, and a seed above would wrap around
 
 
 class UserError(ValueError):
@@ -54,203 +49,46 @@ def component(name: str, text: str) -> str:
     return text
 
 
+# ------------------------------------------------------------------ what a field may be
+
+
 @dataclass(frozen=True)
-class ModelConfig:
-    """Shape of the transformer (P1, section 2.1). Static: each distinct value compiles its own program.
+class Allowed:
+    """The values that a field may have: a test, and its words."""
 
-    No layers make the bigram model of Fig. 10. `qk_norm` acts on q and k before the logits: "per_head" LayerNorm, one
-    over the "whole" width (Fig. E.8), or the "kappa" map √κ·z/√mean(z²) (Fig. 10). `attention` "squared_relu" weighs
-    values by relu(logit)²/√seq_len instead of a softmax (Fig. E.11).
+    words: str
+    holds: Callable[[object], bool]
 
-    Gradients are rounded to `gradient_dtype` before the optimizer, times `loss_scale`. With `histograms`, a number of
-    bins, the logged points also hold Adam's ratio and update of three tensors (`optim.observe`).
+
+POSITIVE = Allowed("must be above 0", lambda value: value > 0)
+NOT_NEGATIVE = Allowed("must be 0 or more", lambda value: value >= 0)
+BELOW_ONE = Allowed("must be in [0, 1)", lambda value: 0 <= value < 1)
+ANY = Allowed("may be anything", lambda value: True)
+
+
+def one_of(*names: str) -> Allowed:
+    return Allowed(f"must be one of {', '.join(names)}", names.__contains__)
+
+
+def knob(default, allowed: Allowed, about: str, younger: bool = False):
+    """A field of a run. `about` says what it is and where the papers have it.
+
+    A `younger` field came after runs were stored: at its default it is no part of a key, so those stay valid.
     """
-
-    d_model: int = 256
-    n_layers: int = 3
-    d_head: int = 64
-    vocab_size: int = 32101
-    seq_len: int = 512
-    qk_norm: str = "per_head"
-    compute_dtype: str = "bfloat16"
-    attention: str = "softmax"
-    gradient_dtype: str = "float32"
-    histograms: int = 0
-
-    @property
-    def n_heads(self) -> int:
-        return self.d_model // self.d_head
-
-    @property
-    def n_params(self) -> int:
-        """N of the paper: 12·L·d², the weights of the blocks without embedding, head and norms."""
-        return 12 * self.n_layers * self.d_model**2
+    return field(default=default, metadata={"allowed": allowed, "about": about, "younger": younger})
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Static shapes of training. Metrics leave the device every `log_every` steps."""
-
-    batch_size: int = 256
-    log_every: int = 100
-    eval_batches: int = 20
+younger_knob = functools.partial(knob, younger=True)
 
 
-DATA_ORDER = (
-    "corpus_batches",
-    "rare_batch",
-    "rare_batches",
-    "skip_step",
-    "skip_batches",
-)  # hyperparameters of the data alone
-
-
-@dataclass(frozen=True)
-class HyperParams:
-    """Inputs of the compiled program: changing them compiles nothing. Defaults: P1, section 2.1.
-
-    `lr` is the peak learning rate η, `min_lr` the absolute floor of the cosine. `decay` "independent" subtracts
-    s_t·λ·θ, "coupled" s_t·η·λ·θ (P1, section 3.3). `seed` fixes the initialization and the order of the data.
-
-    µParam (section 3.2.4) is made of `linear_lr` (LR factor of every linear layer, base width/width), `head_init`
-    (factor of the head's initial std), `query_init` (the same for queries, 0 for zero) and `attention_power` (logits are
-    scaled by d_head to minus this power). `lr_scaling` "rms" multiplies a tensor's LR by max(RMS, 1e-3) (Fig. E.14).
-    `kappa` belongs to qk_norm "kappa".
-
-    For P2: `embedding_gradient` scales the embedding's gradient before clipping. ε falls geometrically to `eps_decay`
-    times `eps` at the last step. `loss_scale` belongs to `gradient_dtype`. Of the batches, numbered from 0, training
-    repeats the first `corpus_batches` (0: all, once); `rare_batches` of them, from number `rare_batch` on, are one token
-    repeated; and at step `skip_step` the next `skip_batches` are left out (PaLM).
-    """
-
-    steps: int = 100_000
-    warmup_steps: int = 5_000
-    lr: float = 1e-2
-    min_lr: float = 1e-5
-    weight_decay: float = 1e-4
-    decay: str = "independent"
-    z_loss: float = 1e-4
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    clip_norm: float = 1.0
-    linear_lr: float = 1.0
-    head_init: float = 1.0
-    query_init: float = 1.0
-    attention_power: float = 0.5
-    lr_scaling: str = "none"
-    kappa: float = 1.0
-    embedding_gradient: float = 1.0
-    eps_decay: float = 1.0
-    loss_scale: float = 1.0
-    corpus_batches: int = 0
-    rare_batch: int = 0
-    rare_batches: int = 0
-    skip_step: int = 0
-    skip_batches: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run. `data` names a source or a prepared dataset (see `proxies_lib.data`)."""
-
-    data: str = "c4"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    hparams: HyperParams = field(default_factory=HyperParams)
-
-    def __post_init__(self):
-        for part, names in _PARTS.items():
-            owner = getattr(self, part) if part else self
-            for name, kind in names.items():
-                object.__setattr__(owner, name, _typed(name, getattr(owner, name), kind))
-        m, t, h = self.model, self.train, self.hparams
-        for name, value in (
-            ("d_model", m.d_model), ("d_head", m.d_head), ("vocab_size", m.vocab_size),
-            ("seq_len", m.seq_len), ("batch_size", t.batch_size), ("log_every", t.log_every),
-            ("eval_batches", t.eval_batches), ("steps", h.steps), ("lr", h.lr), ("clip_norm", h.clip_norm),
-            ("linear_lr", h.linear_lr), ("kappa", h.kappa), ("embedding_gradient", h.embedding_gradient),
-            ("eps_decay", h.eps_decay), ("loss_scale", h.loss_scale),
-        ):  # fmt: skip
-            if not value > 0:
-                refuse(name, value, "must be above 0")
-        for name in ("n_layers", "histograms"):
-            if getattr(m, name) < 0:
-                refuse(name, getattr(m, name), "must be 0 or more")
-        if m.histograms and not m.n_layers:
-            refuse("histograms", m.histograms, "must be 0 without layers")
-        not_negative = ("min_lr", "weight_decay", "z_loss", "eps", "seed", "warmup_steps", "head_init", "query_init")
-        for name in (*not_negative, "attention_power", *DATA_ORDER):
-            if getattr(h, name) < 0:
-                refuse(name, getattr(h, name), "must be 0 or more")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(h, name) < 1:
-                refuse(name, getattr(h, name), "must be in [0, 1)")
-        for name, value, allowed in (
-            ("qk_norm", m.qk_norm, QK_NORMS), ("attention", m.attention, ATTENTIONS),
-            ("compute_dtype", m.compute_dtype, DTYPES), ("gradient_dtype", m.gradient_dtype, GRADIENT_DTYPES), ("decay", h.decay, DECAYS),
-            ("lr_scaling", h.lr_scaling, LR_SCALINGS),
-        ):  # fmt: skip
-            if value not in allowed:
-                refuse(name, value, f"must be one of {', '.join(allowed)}")
-        if m.d_model % m.d_head:
-            refuse("d_head", m.d_head, f"must divide d_model={m.d_model}")
-        if m.d_head % 2:
-            refuse("d_head", m.d_head, "must be even (rotary pairs)")
-        if h.warmup_steps >= h.steps:
-            refuse("warmup_steps", h.warmup_steps, f"must be below steps={h.steps}")
-        if h.steps % t.log_every:
-            refuse("steps", h.steps, f"must be a multiple of log_every={t.log_every}")
-        if h.min_lr > h.lr:
-            refuse("min_lr", h.min_lr, f"must be at most lr={h.lr:g}")
-
-    @property
-    def program(self) -> tuple:
-        """What is static: runs with equal programs share one executable."""
-        return self.model, self.train
-
-    @property
-    def tokens(self) -> int:
-        """Training tokens of the whole run."""
-        return self.hparams.steps * self.train.batch_size * self.model.seq_len
-
-    @property
-    def flops(self) -> float:
-        """Model FLOPs of training: 6 per weight and token, head included, plus attention (6·L·T·d, causal)."""
-        m = self.model
-        return 6.0 * self.tokens * (m.n_params + m.vocab_size * m.d_model + m.n_layers * m.seq_len * m.d_model)
-
-
-# Fields younger than the schema. At their default they are no part of a key, so runs stored before them stay valid.
-LATER = (
-    "attention",
-    "linear_lr",
-    "head_init",
-    "query_init",
-    "attention_power",
-    "lr_scaling",
-    "kappa",
-    "embedding_gradient",
-    "gradient_dtype",
-    "histograms",
-    "eps_decay",
-    "loss_scale",
-    "corpus_batches",
-    "rare_batch",
-    "rare_batches",
-    "skip_step",
-    "skip_batches",
-)
-
-_PARTS = {
-    "": {"data": str},
-    "model": ModelConfig.__annotations__,
-    "train": TrainConfig.__annotations__,
-    "hparams": HyperParams.__annotations__,
-}
-FIELDS = {name: part for part, names in _PARTS.items() for name in names}
-_values = operator.attrgetter(*(f"{part}.{name}".lstrip(".") for name, part in FIELDS.items()))
+def _check_fields(part):
+    """Give every field of a part its type, and hold it against its range. Raises UserError."""
+    for each in dataclasses.fields(part):
+        value = _typed(each.name, getattr(part, each.name), each.type)
+        allowed = each.metadata["allowed"]
+        if not allowed.holds(value):
+            refuse(each.name, value, allowed.words)
+        object.__setattr__(part, each.name, value)
 
 
 def _typed(name: str, value, kind: type):
@@ -270,6 +108,179 @@ def _typed(name: str, value, kind: type):
     if kind is int and value > MAX_INT:
         refuse(name, value, f"must be at most {MAX_INT}")
     return value
+
+
+# ------------------------------------------------------------------ the parts of a run
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer's shape and graph (P1, section 2.1). Each distinct value compiles its own program."""
+
+    d_model: int = knob(256, POSITIVE, "width")
+    n_layers: int = knob(3, NOT_NEGATIVE, "depth; 0 is the bigram model of P1's Fig. 10")
+    d_head: int = knob(64, POSITIVE, "width of an attention head; must divide d_model")
+    vocab_size: int = knob(32101, POSITIVE, "pieces of the tokenizer")
+    seq_len: int = knob(512, POSITIVE, "tokens of a window")
+    qk_norm: str = knob(
+        "per_head", one_of("none", "per_head", "whole", "kappa"),
+        "what q and k pass before the logits: LayerNorm per head or over the whole width "
+        "(P1, Fig. E.8), or the κ map √κ·z/√mean(z²) (P1, Fig. 10)",
+    )
+    compute_dtype: str = knob(
+        "bfloat16", one_of("float32", "bfloat16"), "of activations and weights in the products"
+    )
+    attention: str = younger_knob(
+        "softmax", one_of("softmax", "squared_relu"),
+        "how logits weigh values; squared_relu is relu(logit)²/√seq_len (P1, Fig. E.11)",
+    )
+
+    def __post_init__(self):
+        _check_fields(self)
+        if self.d_model % self.d_head:
+            refuse("d_head", self.d_head, f"must divide d_model={self.d_model}")
+        if self.d_head % 2:
+            refuse("d_head", self.d_head, "must be even (rotary pairs)")
+
+    @property
+    def n_heads(self) -> int:
+        return self.d_model // self.d_head
+
+    @property
+    def n_params(self) -> int:
+        """N of the paper: 12·L·d², the weights of the blocks without embedding, head and norms."""
+        return 12 * self.n_layers * self.d_model**2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What else the compiled program of training depends on. Each distinct value compiles its own."""
+
+    batch_size: int = knob(256, POSITIVE, "windows of a step")
+    log_every: int = knob(100, POSITIVE, "steps between logged points; must divide steps")
+    eval_batches: int = knob(20, POSITIVE, "validation batches of the first and the final loss")
+    gradient_dtype: str = younger_knob(
+        "float32", one_of("float32", "float16", "float8_e5m2", "float8_e4m3fn"),
+        "gradients are rounded to it before the optimizer, times loss_scale (P2)",
+    )
+    histograms: int = younger_knob(
+        0, NOT_NEGATIVE, "bins of the histograms of Adam's ratio and update; 0: none are logged (P2)"
+    )
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True)
+class HyperParams:
+    """Inputs of the compiled program: changing them compiles nothing. Defaults: P1, section 2.1."""
+
+    steps: int = knob(100_000, POSITIVE, "optimizer steps")
+    warmup_steps: int = knob(5_000, NOT_NEGATIVE, "of linear warm-up from 0 (P1, Fig. 5)")
+    lr: float = knob(1e-2, POSITIVE, "peak learning rate η")
+    min_lr: float = knob(1e-5, NOT_NEGATIVE, "absolute floor of the cosine, whatever η")
+    weight_decay: float = knob(1e-4, NOT_NEGATIVE, "λ")
+    decay: str = knob(
+        "independent", one_of("independent", "coupled"),
+        "subtract s_t·λ·θ, or s_t·η·λ·θ (P1, section 3.3 and Fig. 6)",
+    )
+    z_loss: float = knob(1e-4, NOT_NEGATIVE, "coefficient of log² Z (P1, section 3.1.2)")
+    b1: float = knob(0.9, BELOW_ONE, "Adam's β₁")
+    b2: float = knob(0.95, BELOW_ONE, "Adam's β₂")
+    eps: float = knob(1e-8, NOT_NEGATIVE, "Adam's ε (P1, section 3.4)")
+    clip_norm: float = knob(1.0, POSITIVE, "largest global norm of the gradient")
+    linear_lr: float = younger_knob(
+        1.0, POSITIVE, "µParam: LR factor of linear layers, base width/width (P1, section 3.2.4)"
+    )
+    head_init: float = younger_knob(1.0, NOT_NEGATIVE, "µParam: factor of the head's initial std")
+    query_init: float = younger_knob(1.0, NOT_NEGATIVE, "µParam: the same of queries, 0 for zero")
+    attention_power: float = younger_knob(
+        0.5, NOT_NEGATIVE, "logits are scaled by d_head to minus this power (P1, Fig. E.6)"
+    )
+    lr_scaling: str = younger_knob(
+        "none", one_of("none", "rms"), "rms: a tensor's LR × max(RMS, 1e-3) (P1, Fig. E.14)"
+    )
+    kappa: float = younger_knob(1.0, POSITIVE, "κ of qk_norm=kappa (P1, Fig. 10)")
+    embedding_gradient: float = younger_knob(
+        1.0, POSITIVE, "factor of the embedding's gradient, before clipping (P2; GLM-130B)"
+    )
+    eps_decay: float = younger_knob(
+        1.0, POSITIVE, "ε falls geometrically to this factor at the last step (P2)"
+    )
+    loss_scale: float = younger_knob(1.0, POSITIVE, "of gradients in gradient_dtype (P2)")
+
+    def __post_init__(self):
+        _check_fields(self)
+        if self.warmup_steps >= self.steps:
+            refuse("warmup_steps", self.warmup_steps, f"must be below steps={self.steps}")
+        if self.min_lr > self.lr:
+            refuse("min_lr", self.min_lr, f"must be at most lr={self.lr:g}")
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """Which batches a run reads, numbered from 0, and the seed. The compiled program sees none of it."""
+
+    corpus_batches: int = younger_knob(
+        0, NOT_NEGATIVE, "repeat the first so many batches; 0: all, once (P2)"
+    )
+    rare_batch: int = younger_knob(0, NOT_NEGATIVE, "number of the first rare batch (P2)")
+    rare_batches: int = younger_knob(
+        0, NOT_NEGATIVE, "so many batches hold one token, repeated (P2, section 10's burst)"
+    )
+    skip_step: int = younger_knob(0, NOT_NEGATIVE, "the step at which batches are skipped (PaLM)")
+    skip_batches: int = younger_knob(0, NOT_NEGATIVE, "so many are left out there (PaLM)")
+    seed: int = knob(0, NOT_NEGATIVE, "of the initialization and of the order of the data")
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. `data` names a source or a prepared dataset (see `proxies_lib.data`)."""
+
+    data: str = "c4"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    hparams: HyperParams = field(default_factory=HyperParams)
+    order: DataOrder = field(default_factory=DataOrder)
+
+    def __post_init__(self):
+        _typed("data", self.data, str)
+        if self.train.histograms and not self.model.n_layers:
+            refuse("histograms", self.train.histograms, "must be 0 without layers")
+        if self.hparams.steps % self.train.log_every:
+            refuse("steps", self.hparams.steps, f"must be a multiple of log_every={self.train.log_every}")
+
+    @property
+    def program(self) -> tuple:
+        """What is static: runs with equal programs share one executable."""
+        return self.model, self.train
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.hparams.steps * self.train.batch_size * self.model.seq_len
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of training: 6 per weight and token, head included, plus attention (6·L·T·d, causal)."""
+        m = self.model
+        attention = m.n_layers * m.seq_len * m.d_model
+        return 6.0 * self.tokens * (m.n_params + m.vocab_size * m.d_model + attention)
+
+
+PARTS = {"model": ModelConfig, "train": TrainConfig, "hparams": HyperParams, "order": DataOrder}
+# Field name → the part that has it, "" for the run itself.
+FIELDS = {"data": ""} | {each.name: part for part, kind in PARTS.items() for each in dataclasses.fields(kind)}
+YOUNGER = {
+    each.name: each.default
+    for kind in PARTS.values()
+    for each in dataclasses.fields(kind)
+    if each.metadata["younger"]
+}
+_values = operator.attrgetter(*(f"{part}.{name}".lstrip(".") for name, part in FIELDS.items()))
 
 
 def replace(run: Run, **changes) -> Run:
@@ -329,14 +340,7 @@ def recipe_of(values: dict) -> str:
 
 def _identity(values: dict) -> dict:
     """The fields that make a run what it is: all of them, but for younger ones at their default."""
-    younger = _younger()
-    return {name: value for name, value in values.items() if name not in younger or value != younger[name]}
-
-
-@functools.cache
-def _younger() -> dict[str, object]:
-    default = flat(Run())
-    return {name: default[name] for name in LATER}
+    return {n: value for n, value in values.items() if n not in YOUNGER or value != YOUNGER[n]}
 
 
 def key(run: Run, fingerprint: str) -> str:

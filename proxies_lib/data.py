@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from proxies_lib.config import HyperParams, UserError, digest, folder, refuse
+from proxies_lib.config import DataOrder, UserError, digest, folder, refuse
 
 SPLITS = ("train", "validation")
 HELD_OUT = 0.05  # share of documents kept for validation where a source names none
@@ -63,20 +63,20 @@ class Dataset:
             positions = np.array([order[e][p] for e, p in zip(epochs, positions, strict=True)])
         return tokens[positions[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int32)
 
-    def chunk(self, h: HyperParams, begin: int, shape, seq_len: int, shard=0, n_shards=1) -> np.ndarray:
+    def chunk(self, order: DataOrder, begin: int, shape, seq_len: int, shard=0, n_shards=1) -> np.ndarray:
         """The training batches of steps begin … begin + log_every − 1, (log_every, batch_size / n_shards, seq_len + 1)."""
         steps = range(begin, begin + shape.log_every)
-        return np.stack([self._of_step(h, step, shape.batch_size, seq_len, shard, n_shards) for step in steps])
+        return np.stack([self._of_step(order, step, shape.batch_size, seq_len, shard, n_shards) for step in steps])
 
     def _of_step(
-        self, h: HyperParams, step: int, batch_size: int, seq_len: int, shard: int, n_shards: int
+        self, order: DataOrder, step: int, batch_size: int, seq_len: int, shard: int, n_shards: int
     ) -> np.ndarray:
-        number = step + (h.skip_batches if step >= h.skip_step else 0)
-        if h.rare_batch <= number < h.rare_batch + h.rare_batches:
-            token = int(_uniform((3, h.seed), (1,))[0] * self.vocab_size)
+        number = step + (order.skip_batches if step >= order.skip_step else 0)
+        if order.rare_batch <= number < order.rare_batch + order.rare_batches:
+            token = int(_uniform((3, order.seed), (1,))[0] * self.vocab_size)
             return np.full((batch_size // n_shards, seq_len + 1), token, np.int32)
-        number = number % h.corpus_batches if h.corpus_batches else number
-        return self.batch("train", h.seed, number, batch_size, seq_len, shard, n_shards)
+        number = number % order.corpus_batches if order.corpus_batches else number
+        return self.batch("train", order.seed, number, batch_size, seq_len, shard, n_shards)
 
 
 @functools.lru_cache(maxsize=4)

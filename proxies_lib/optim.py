@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from proxies_lib.config import DATA_ORDER, HyperParams
+from proxies_lib.config import HyperParams
 from proxies_lib.model import stacked, tensor_rms, when
 
 RMS_FLOOR = 1e-3  # of RMS-scaled learning rates (P1, Fig. E.14)
@@ -18,10 +18,11 @@ HISTOGRAM_RANGE = 1.5  # |r| of Adam is at most 1.2 with β (0.9, 0.95)
 
 def inputs(h: HyperParams) -> dict[str, float]:
     """The hyperparameters a compiled step reads, as numbers."""
-    numbers = {f.name: float(getattr(h, f.name)) for f in dataclasses.fields(h) if f.type in (int, float)}
-    for name in ("seed", *DATA_ORDER):
-        del numbers[name]
-    return numbers | {"coupled": float(h.decay == "coupled"), "rms_scaled": float(h.lr_scaling == "rms")}
+    numbers = [f.name for f in dataclasses.fields(h) if f.type in (int, float)]
+    switches = {"coupled": h.decay == "coupled", "rms_scaled": h.lr_scaling == "rms"}
+    return {name: float(getattr(h, name)) for name in numbers} | {
+        name: float(on) for name, on in switches.items()
+    }
 
 
 def schedule(step, h: dict) -> jax.Array:

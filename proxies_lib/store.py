@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from proxies_lib.config import FIELDS, LATER, Run, UserError, flat, from_flat, key, recipe, recipe_of, refuse
+from proxies_lib.config import FIELDS, YOUNGER, Run, UserError, flat, from_flat, key, recipe, recipe_of, refuse
 
 RESULTS = ("final_loss", "init_loss", "diverged", "diverged_step", "train_seconds")
 META = ("config", "result", "provenance")
@@ -311,8 +311,8 @@ class Found:
 @functools.lru_cache(maxsize=4)
 def _exported(path: str, _modified: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     runs, curves = (pd.read_parquet(pathlib.Path(path) / f"{name}.parquet") for name in ("runs", "curves"))
-    default = flat(Run())
-    return runs.assign(**{name: default[name] for name in LATER if name not in runs}), curves
+    missing = {name: default for name, default in YOUNGER.items() if name not in runs}
+    return runs.assign(**missing), curves
 
 
 def exported(path: pathlib.Path | None) -> tuple[pd.DataFrame, pd.DataFrame] | None:

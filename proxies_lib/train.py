@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from proxies_lib import checkpoint, data, model, optim
-from proxies_lib.config import HyperParams, ModelConfig, Run, TrainConfig, refuse
+from proxies_lib.config import DataOrder, ModelConfig, Run, TrainConfig, refuse
 
 MAX_LANES = 16  # on one device
 MAX_POINTS = 16  # of one call
@@ -121,13 +121,14 @@ def cross_entropy(logits_NV: jax.Array, labels_N: jax.Array) -> tuple[jax.Array,
     return jnp.mean(log_z_N - label_N), jnp.mean(jnp.square(log_z_N))
 
 
-def init(config: ModelConfig, h: dict, seed, layout: Layout = Layout()) -> dict:
+def init(program: tuple, h: dict, seed, layout: Layout = Layout()) -> dict:
     """The state before step 0: parameters (stacked over layers where the layout scans), Adam's moments, the step."""
+    config, train = program
     params = model.init(config, jax.random.key(seed), h)
     params = model.stack(params) if layout.scan else params
     opt = optim.adam(h).init(params)
     state = {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
-    if config.histograms:
+    if train.histograms:
         state["last"] = jax.tree.map(jnp.zeros_like, optim.observed_tensors(params, config.n_layers))
     return state
 
@@ -163,16 +164,17 @@ def gradients(config: ModelConfig, h: dict, params, tokens_BT, probe, layout: La
 
 
 def step(
-    config, h: dict, state: dict, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x
+    program: tuple, h: dict, state: dict, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x
 ) -> tuple[dict, dict]:
     """One optimizer step on windows (B, T + 1): the next state, and its loss, gradient norm, taps and tensor RMS.
 
     Gradient RMS and norm are taken before the embedding's factor and before clipping; update RMS is Adam's output
     before LR and decay (P1's unscaled update).
     """
+    config, train = program
     grads, ce, taps = gradients(config, h, state["params"], tokens_BT, probe, layout, place)
-    if config.gradient_dtype != "float32":
-        grads = optim.rounded(grads, config.gradient_dtype, h["loss_scale"])
+    if train.gradient_dtype != "float32":
+        grads = optim.rounded(grads, train.gradient_dtype, h["loss_scale"])
     scaled = grads | {"embed": jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])}
     delta, opt = optim.adam(h, state["step"]).update(scaled, state["opt"])
     params = optim.descend(state["params"], delta, state["step"], h)
@@ -180,11 +182,11 @@ def step(
     observed = model.when(probe, lambda t: {name: model.tensor_rms(tree) for name, tree in t.items()}, tensors)
     gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     after = {"params": params, "opt": opt, "step": state["step"] + 1}
-    if config.histograms:
+    if train.histograms:
         pick = functools.partial(optim.observed_tensors, n_layers=config.n_layers)
         adam = opt[1]
         seen = (pick(grads), state["last"], pick(delta), (adam.count, pick(adam.mu), pick(adam.nu)), h)
-        taps |= model.when(probe, functools.partial(optim.observe, config.histograms), *seen)
+        taps |= model.when(probe, functools.partial(optim.observe, train.histograms), *seen)
         after["last"] = pick(grads)
     return (
         after,
@@ -192,16 +194,16 @@ def step(
     )
 
 
-def chunk(config, h: dict, state: dict, tokens_CBT, layout: Layout = Layout(), place=lambda x: x) -> tuple[dict, dict]:
+def chunk(program: tuple, h: dict, state: dict, tokens_CBT, layout: Layout = Layout(), place=lambda x: x) -> tuple[dict, dict]:
     """C steps in one program. Loss and gradient norm of each step (C,); taps and tensor RMS of the last step only.
 
     With several points P in a call, tokens are (P, C, B, T + 1), and metrics have a first axis of points.
     """
     if tokens_CBT.ndim > 3:
-        one = functools.partial(chunk, config, h, layout=layout, place=place)
+        one = functools.partial(chunk, program, h, layout=layout, place=place)
         return jax.lax.scan(one, state, tokens_CBT)
     C = len(tokens_CBT)
-    one = functools.partial(step, config, h, layout=layout, place=place)
+    one = functools.partial(step, program, h, layout=layout, place=place)
     state, metrics = jax.lax.scan(lambda s, x: one(s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1))
     last = jax.tree.map(lambda x: x[-1], {name: metrics.pop(name) for name in ("taps", "tensors")})
     return state, metrics | last
@@ -266,12 +268,12 @@ def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), de
     points = (layout.points,) if layout.points > 1 else ()
     spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     h = {name: jax.ShapeDtypeStruct(lead, jnp.float32) for name in optim.inputs(Run().hparams)}
-    init_ = each(functools.partial(init, config, layout=layout))
+    init_ = each(functools.partial(init, (config, train), layout=layout))
     state = jax.eval_shape(init_, h, spec(lead))
     at = shardings.state(state)
     start = jax.jit(init_, in_shardings=shardings(), out_shardings=at)
     advance = jax.jit(
-        each(functools.partial(chunk, config, layout=layout, place=place)), donate_argnums=1,
+        each(functools.partial(chunk, (config, train), layout=layout, place=place)), donate_argnums=1,
         in_shardings=mesh and (shardings(), at, shardings(None, "data")), out_shardings=mesh and (at, shardings()),
     )  # fmt: skip
     judge = jax.jit(
@@ -313,18 +315,18 @@ class Trainer:
         lie = self.shardings.state(state) or jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
         return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie), metrics
 
-    def tokens(self, dataset: "data.Dataset", hparams: list[HyperParams], begin: int):
+    def tokens(self, dataset: "data.Dataset", orders: list[DataOrder], begin: int):
         """The next call's windows (lanes or points, C, B, T + 1); with a mesh only the rows of this process's devices are
         read."""
         B, T, C = self.shape.batch_size, self.config.seq_len, self.shape.log_every
         if self.layout.points > 1:
             starts = range(begin, begin + self.layout.points * C, C)
-            return np.stack([dataset.chunk(hparams[0], start, self.shape, T) for start in starts])
+            return np.stack([dataset.chunk(orders[0], start, self.shape, T) for start in starts])
 
         def rows(index):
             first, last, _ = index[-2].indices(B)
             part = (first // (last - first), B // (last - first))
-            mine = hparams[index[0]] if self.lanes else hparams
+            mine = orders[index[0]] if self.lanes else orders
             chunks = [dataset.chunk(each, begin, self.shape, T, *part) for each in mine]
             return np.stack(chunks) if self.lanes else chunks[0]
 
@@ -362,7 +364,7 @@ class Trainer:
         if len({r.hparams.steps for r in runs}) > 1 or len(runs) > max(self.lanes, 1):
             raise ValueError("lanes train runs of equal steps, at most as many as there are lanes")
         padded = (runs + runs[-1:] * (self.lanes - len(runs))) if self.lanes else runs
-        seeds = [r.hparams.seed for r in padded]
+        seeds = [r.order.seed for r in padded]
         started = time.perf_counter()
         stack = np.asarray if self.lanes else (lambda values: np.asarray(values[0]))
         numbers = [optim.inputs(r.hparams) for r in padded]
@@ -384,7 +386,7 @@ class Trainer:
         if P > 1 and (group or (steps // self.shape.log_every - len(points)) % P):
             raise ValueError(f"{P} points a call need runs of a multiple of them, without checkpoints")
         for done in range(len(points) * self.shape.log_every, steps, P * self.shape.log_every):
-            state, metrics = self.advance(h, state, self.tokens(dataset, [r.hparams for r in padded], done))
+            state, metrics = self.advance(h, state, self.tokens(dataset, [r.order for r in padded], done))
             metrics = fetch(metrics)
             points += [jax.tree.map(itemgetter(i), metrics) for i in range(P)] if P > 1 else [metrics]
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():

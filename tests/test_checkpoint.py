@@ -35,7 +35,7 @@ def same(a: dict, b: dict) -> bool:
 @pytest.mark.parametrize("lanes", (0, 4))
 def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeypatch, lanes):
     runs = [replace(smoke, seed=seed) for seed in range(3 if lanes else 1)]
-    keys, corpus = [str(run.hparams.seed) for run in runs], data.open_dataset(smoke.data, smoke.model.vocab_size)
+    keys, corpus = [str(run.order.seed) for run in runs], data.open_dataset(smoke.data, smoke.model.vocab_size)
     trainer = Trainer(*smoke.program, Layout(lanes=lanes))
     whole = trainer.train(runs, corpus)
     after, chunks = checkpoint.Group.after, len(whole[0]["curves"]["step"])

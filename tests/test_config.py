@@ -26,7 +26,7 @@ def test_every_field_and_the_fingerprint_change_the_key(smoke):
 
 def test_a_younger_field_at_its_default_leaves_keys_alone(smoke):
     """Adding an intervention must not lose what was trained before it."""
-    before = {name: value for name, value in config.flat(smoke).items() if name not in config.LATER}
+    before = {name: value for name, value in config.flat(smoke).items() if name not in config.YOUNGER}
     assert config.recipe(smoke) == config.digest({"schema": config.SCHEMA, **before})
     assert config.from_flat(before) == smoke
     assert config.recipe(replace(smoke, kappa=2.0)) != config.recipe(smoke)
@@ -112,7 +112,7 @@ def test_seeds_that_would_wrap_around_are_refused(smoke, seed):
         replace(smoke, seed=seed)
     with pytest.raises(UserError, match="seed"):
         config.study("smoke", {"seeds": [0, seed]})
-    assert replace(smoke, seed=2**31 - 1).hparams.seed == 2**31 - 1
+    assert replace(smoke, seed=2**31 - 1).order.seed == 2**31 - 1
 
 
 def test_a_refused_value_is_shown_in_one_short_line():

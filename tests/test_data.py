@@ -196,8 +196,8 @@ def test_the_order_of_batches_can_be_changed():
     T = run.model.seq_len
 
     def batches(**changes):
-        h = config.replace(run, **changes).hparams
-        return np.concatenate([corpus.chunk(h, begin, run.train, T) for begin in range(0, 40, run.train.log_every)])
+        order = config.replace(run, **changes).order
+        return np.concatenate([corpus.chunk(order, begin, run.train, T) for begin in range(0, 40, run.train.log_every)])
 
     plain = batches()
     assert np.array_equal(batches(skip_step=7, skip_batches=5)[:35], np.delete(plain, range(7, 12), 0))
@@ -208,6 +208,6 @@ def test_the_order_of_batches_can_be_changed():
     around = batches(rare_batch=20, rare_batches=2, skip_step=18, skip_batches=4)
     assert np.array_equal(around, batches(skip_step=18, skip_batches=4)), "what is skipped is never seen"
     halves = [
-        corpus.chunk(config.replace(run, rare_batch=3, rare_batches=1).hparams, 0, run.train, T, i, 2) for i in (0, 1)
+        corpus.chunk(config.replace(run, rare_batch=3, rare_batches=1).order, 0, run.train, T, i, 2) for i in (0, 1)
     ]
     assert np.array_equal(np.concatenate(halves, 1)[3], np.full((4, T + 1), halves[0][3, 0, 0]))

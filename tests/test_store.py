@@ -73,7 +73,7 @@ def test_an_exported_table_is_a_layer_below_matched_by_key_then_by_recipe(tmp_pa
 
 def test_export_replaces_equal_recipes_and_keeps_other_runs(tmp_path, smoke):
     for fingerprint, run in (("f1", smoke), ("f1", replace(smoke, seed=1)), ("f2", smoke)):
-        folder = tmp_path / fingerprint / str(run.hparams.seed)
+        folder = tmp_path / fingerprint / str(run.order.seed)
         store.write(folder, meta(run, fingerprint), CURVES)
         store.export(*store.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")
         store.export(*store.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")  # and again
@@ -110,7 +110,7 @@ def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, 
 
 def fill(folder, runs, **options):
     for run in runs:
-        i = run.hparams.seed
+        i = run.order.seed
         curves = CURVES | ({"grad_rms/b": np.array([-0.0, np.inf, i], np.float32)} if i % 2 else {})
         store.write(folder, meta(run, loss=float("nan") if i == 1 else float(i), **options), curves)
     return {meta(run, **options)["key"]: store.read(folder, meta(run, **options)["key"]) for run in runs}
@@ -251,7 +251,7 @@ def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smok
     runs, noise = seeds(smoke, 30), np.random.default_rng(0)
     for run in runs:
         store.write(tmp_path, meta(run), CURVES | {"noise": noise.standard_normal(3).astype(np.float32)})
-        if run.hparams.seed % 5 == 4:
+        if run.order.seed % 5 == 4:
             merged([], tmp_path)
     sizes = [p.stat().st_size for p in packs(tmp_path)]
     assert 1 < len(sizes) < 6 and max(sizes) <= 20_000

@@ -52,9 +52,9 @@ def test_products_of_a_train_step_are_the_models_flops_with_the_masked_half_of_a
     run = config.replace(smoke, d_model=16, n_layers=2)
     m, t = run.program
     h = {name: jnp.zeros(()) for name in optim.inputs(run.hparams)}
-    state = jax.eval_shape(functools.partial(train.init, m), h, 0)
+    state = jax.eval_shape(functools.partial(train.init, (m, t)), h, 0)
     tokens = jnp.zeros((t.log_every, t.batch_size, m.seq_len + 1), jnp.int32)
-    counted = tpu.matmul_flops(jax.make_jaxpr(functools.partial(train.chunk, m))(h, state, tokens)) / t.log_every
+    counted = tpu.matmul_flops(jax.make_jaxpr(functools.partial(train.chunk, (m, t)))(h, state, tokens)) / t.log_every
     tokens_a_step = t.batch_size * m.seq_len
     full = run.flops / run.hparams.steps + 6 * tokens_a_step * m.n_layers * m.seq_len * m.d_model
     probe = 2 * t.batch_size * m.n_layers * m.seq_len * m.d_model
