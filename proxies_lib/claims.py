@@ -11,6 +11,7 @@ import pandas as pd
 
 from proxies_lib import analysis, config, outputs, store
 from proxies_lib.config import Study, UserError
+from proxies_lib.figures import FIGURES
 
 HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale"
 VERDICTS = (HOLDS, FAILS, UNTESTABLE)
@@ -129,14 +130,6 @@ def short(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(effect=effect)[["figure", "statement", "measure", "effect", "n", "verdict", "note"]]
 
 
-def figure_stem(figure: str) -> str:
-    """File name of a figure, up to what describes it: 9 → fig09, E.1 → figE01; of P2 all of it: P2.stages → figP2_stages."""
-    letter, _, number = figure.rpartition(".")
-    if not number.isdigit():
-        return f"fig{letter}_{number}"
-    return f"fig{letter}{int(number):02d}"
-
-
 def markdown(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
     """The short scoreboard as a Markdown table; with a `label`, linked to its notebooks, figures and data.
 
@@ -149,8 +142,7 @@ def markdown(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
         own = "" if folder == published else "local/"
         up = f"{up}../" if up and outputs.target("figures", label) != published else up
         names = {path.stem[:2]: path.stem for path in (config.root() / "notebooks").glob("[0-9]*_*.py")}
-        drawn = {path.stem.split("_")[0]: path.stem for path in folder.glob("*.png")}
-        stems = [drawn.get(figure_stem(f), figure_stem(f)) for f in rows["figure"]]
+        stems = [FIGURES[figure].file for figure in rows["figure"]]
         where = f"{up}figures/{own}{label}/"
         links = [
             f"[{section}]({up}papermill_runs/{own}{label}/{names[section]}.ipynb) [csv]({where}{stem}.csv)"

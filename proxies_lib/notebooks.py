@@ -29,16 +29,31 @@ def choose(names: list[str]) -> list[pathlib.Path]:
     return sorted(set(chosen), key=lambda path: (path.name.startswith("00"), path))
 
 
-def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
-    """The runs a section asks for, from its cells tagged `setup` and `grid`, executed with `parameters`.
+def reading(scale: str) -> dict:
+    """The parameters of a notebook that only reads."""
+    return {"scale": scale, "train": False, "publish": False, "overrides": {}}
 
-    The second list is what the grid calls `held_out`: runs that the notebook trains itself, after a prediction.
-    """
-    space = dict(parameters)
+
+def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
+    """The runs a section asks for. The second list is what its grid calls `held_out`: runs that the notebook trains
+    itself, after a prediction."""
+    space = _grid_cells(path, parameters)
+    return tuple([run for runs in space[name].values() for run in runs] for name in ("runs", "held_out"))
+
+
+def grid_of(path: pathlib.Path, parameters: dict) -> dict[str, list[Run]]:
+    """Every run a section asks for, by method, held-out ones included."""
+    space = _grid_cells(path, parameters)
+    return {method: runs + space["held_out"].get(method, []) for method, runs in space["runs"].items()}
+
+
+def _grid_cells(path: pathlib.Path, parameters: dict) -> dict:
+    """The names that a notebook's cells tagged `setup` and `grid` define, executed with `parameters`."""
+    space = {"held_out": {}} | parameters
     for cell in jupytext.read(path).cells:
         if {"setup", "grid"} & set(cell.metadata.get("tags", [])):
             exec(compile(cell.source, path.name, "exec"), space)
-    return tuple([run for runs in space.get(name, {}).values() for run in runs] for name in ("runs", "held_out"))
+    return space
 
 
 def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:

@@ -307,87 +307,6 @@ def slices_table() -> str:
 # ------------------------------------------------------------------ what figures cost
 
 
-def _any(run, study) -> bool:
-    return True
-
-
-def _size(run) -> tuple[int, int]:
-    return run.model.d_model, run.model.n_layers
-
-
-def _like_base(run, study) -> bool:
-    base, sized = study.base, dict(d_model=run.model.d_model, n_layers=run.model.n_layers)
-    alike = dataclasses.replace(run.model, qk_norm=base.model.qk_norm) == dataclasses.replace(base.model, **sized)
-    return alike and run.train == base.train and run.hparams.steps == base.hparams.steps
-
-
-def _figure2(run, study) -> bool:
-    return (*_size(run), run.hparams.lr) in study.figure2
-
-
-def _smallest(run, study) -> bool:
-    return _size(run) == study.sizes[0] and run.hparams.lr == 0.1
-
-
-def _largest(run, study) -> bool:
-    return _size(run) == study.sizes[-1]
-
-
-def _ends(run, study) -> bool:
-    return _size(run) in (study.sizes[0], study.sizes[-1]) and run.hparams.lr in study.upper
-
-
-def _and_deepest(run, study) -> bool:
-    return _size(run) in (*study.sizes, max(study.depths, key=lambda size: size[1]))
-
-
-# Figure: its section, the methods of that section's grid that it draws (a pattern), and which of their runs.
-FIGURES = {
-    "1": ("01", ".*", _any),
-    "2": ("01", ".*", _figure2),
-    "E.1": ("01", ".*", _figure2),
-    "3": ("02", ".*", _like_base),
-    "4": ("02", "no decay, .*", _smallest),
-    "5": ("03", ".*", _any),
-    "6": ("04", "independent.*|coupled.*", _any),
-    "E.10": ("04", "no decay|decay 1e-4|.*matched decay", _any),
-    "7": ("05", "by (width|depth)", _any),
-    "E.2": ("05", "by (width|depth), no qk-layernorm", _any),
-    "E.3": ("05", "by (width|depth)|jointly", _any),
-    "8": ("06", r"standard|µParam \(simple\)", _any),
-    "E.4": ("06", r"(standard|µParam \(simple\)), no qk-layernorm", _any),
-    "E.5": ("06", r"standard|µParam \(\w+\)|µParam \(full\), no qk-layernorm", _largest),
-    "E.6": ("06", "(standard|logits / d_head)(, no qk-layernorm)?", _ends),
-    "E.14": ("06", "standard|LR × RMS", _any),
-    "9": ("07", "without qk-layernorm", _any),
-    "10": ("07", "κ|bigram", _any),
-    "11": ("08", "default|by depth", _and_deepest),
-    "E.12": ("08", "default|by depth", _and_deepest),
-    "C.1": ("08", "default|by depth", _and_deepest),
-    "E.13": ("08", "default", _any),
-    "12": ("08", "ε = .*", _any),
-    "E.15": ("08", "ε = 1e-0[68]", _any),
-    "13": ("08", "ε = .*", _any),
-    "E.7": ("09", ".* × steps", _any),
-    "E.9": ("09", "batch × .*", _any),
-    "E.8": ("09", "qk-layernorm .*", _any),
-    "E.11": ("09", ".* attention", _any),
-    "P2": ("10", ".*", _any),
-}
-
-
-def asked(path, scale: str) -> dict[str, list[Run]]:
-    """The runs of a section by method, those included that it trains after a prediction."""
-    import jupytext
-
-    space = {"scale": scale, "train": False, "publish": False, "overrides": {}}
-    for cell in jupytext.read(path).cells:
-        if {"setup", "grid"} & set(cell.metadata.get("tags", [])):
-            exec(compile(cell.source, path.name, "exec"), space)
-    later = space.get("held_out", {})
-    return {method: runs + later.get(method, []) for method, runs in space["runs"].items()}
-
-
 def costs(scale: str) -> pd.DataFrame:
     """What each figure, each section (figure "all") and everything (section "all") costs at a scale.
 
@@ -395,7 +314,7 @@ def costs(scale: str) -> pd.DataFrame:
     and `more_runs`, `more_flops`: what it adds to the rows of its kind above it. Runs shared between sections count
     once; the overview comes last, made of others' runs.
     """
-    from proxies_lib import notebooks
+    from proxies_lib import figures, notebooks
 
     study, rows = config.study(scale), []
     seen: dict[str, set] = {"figure": set(), "section": set()}
@@ -410,12 +329,11 @@ def costs(scale: str) -> pd.DataFrame:
                      "programs": programs, "flops": total, "more_flops": added})  # fmt: skip
 
     for path in notebooks.choose([]):
-        methods = asked(path, scale)
-        for figure, (section, pattern, wanted) in FIGURES.items():
-            if section == path.name[:2]:
-                drawn = [run for method, runs in methods.items() if re.fullmatch(pattern, method) for run in runs]
-                add("figure", section, figure, [run for run in drawn if wanted(run, study)])
-        add("section", path.name[:2], "all", [run for runs in methods.values() for run in runs])
+        section, methods = path.name[:2], notebooks.grid_of(path, notebooks.reading(scale))
+        for figure in figures.of_section(section):
+            if section != "00" and figure.methods is not None:  # the overview shows runs of other sections
+                add("figure", section, figure.name, figure.runs(methods, study))
+        add("section", section, "all", [run for runs in methods.values() for run in runs])
     add("section", "all", "all", list(seen["section"]))
     table = pd.DataFrame(rows)
     return table.assign(**{f"{name}_hours": table["flops"] / speed / 3600 for name, speed in speeds().items()})
@@ -433,7 +351,8 @@ def cost_by_size(scale: str) -> pd.DataFrame:
     """All distinct runs of a scale by N: their number, FLOPs, share of all FLOPs, and FLOPs of the dearest one."""
     from proxies_lib import notebooks
 
-    runs = {run for path in notebooks.choose([]) for each in asked(path, scale).values() for run in each}
+    grids = [notebooks.grid_of(path, notebooks.reading(scale)) for path in notebooks.choose([])]
+    runs = {run for grid in grids for each in grid.values() for run in each}
     table = pd.DataFrame([(run.model.n_params, run.flops) for run in runs], columns=["n_params", "flops"])
     table = table.groupby("n_params")["flops"].agg(runs="count", flops="sum", dearest="max").reset_index()
     return table.assign(share=table["flops"] / table["flops"].sum())

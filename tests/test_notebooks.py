@@ -10,16 +10,12 @@ import nbformat
 import pytest
 
 from proxies_lib import claims, config, notebooks, plots, sweep
+from proxies_lib.figures import FIGURES, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 SMOKE = {"scale": "smoke", "train": True, "publish": True, "overrides": {}}
-FIGURES = {  # the 29 of P1, by section; 00 has one of our own, 10 is P2
-    "00": ["00"], "01": ["1", "2", "E.1"], "02": ["3", "4"], "03": ["5"], "04": ["6", "E.10"], "05": ["7", "E.2", "E.3"],
-    "06": ["8", "E.4", "E.5", "E.6", "E.14"], "07": ["9", "10"],
-    "08": ["11", "12", "13", "C.1", "E.12", "E.13", "E.15"], "09": ["E.7", "E.8", "E.9", "E.11"],
-    "10": [f"P2.{name}" for name in ("ratio", "stages", "histograms", "remedies", "batches", "formats")],
-}  # fmt: skip
+PAPER = [figure for figure in FIGURES.values() if figure.section not in ("00", "10")]
 EXECUTED = [p for scale in config.scales() for p in sorted((ROOT / "papermill_runs" / scale).glob("[0-9]*.ipynb"))]
 
 
@@ -97,19 +93,12 @@ def test_readme_shows_the_laptop_scoreboard(monkeypatch):
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
 def test_every_figure_is_there_in_three_forms_and_no_other(scale):
     files = sorted(p.name for p in (ROOT / "figures" / scale).iterdir())
-    expected = [
-        (claims.figure_stem(f) + ("." if f.startswith("P2") else "_"), kind)
-        for figures in FIGURES.values()
-        for f in figures
-        for kind in ("png", "svg", "csv")
-    ]
-    for start, kind in expected:
-        assert sum(f.startswith(start) and f.endswith(kind) for f in files) == 1, (start, kind)
-    assert len(files) == len(expected)
+    names = [figure.file for figure in FIGURES.values()]
+    assert files == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg", "csv"))
 
 
 def test_the_figures_are_the_papers_29():
-    mine = [f for section, figures in FIGURES.items() if section not in ("00", "10") for f in figures]
+    mine = [figure.name for figure in PAPER]
     assert len(mine) == len(set(mine)) == 29
     facts = ROOT.parent / "shared" / "paper" / "facts.md"
     if not facts.exists():
@@ -125,8 +114,9 @@ def test_every_figure_of_the_paper_has_a_verdict_from_its_own_section(scale, mon
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     board = claims.scoreboard(scale)
     assert board["claim"].is_unique
-    for section, figures in FIGURES.items():
-        assert set(board.loc[board["section"] == section, "figure"]) == (set(figures) if section != "00" else set())
+    for section in notebooks.sections():
+        judged = {figure.name for figure in of_section(section) if section != "00"}
+        assert set(board.loc[board["section"] == section, "figure"]) == judged
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
