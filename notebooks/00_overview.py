@@ -90,4 +90,4 @@ Markdown(analysis.markdown(analysis.protocol_table().reset_index(names="")))
 # %%
 board = claims.scoreboard(this.label)
 print(claims.tally(board))
-Markdown(claims.markdown(board, this.label, up="../../"))
+Markdown(claims.verdict_table(board, this.label, up="../../"))

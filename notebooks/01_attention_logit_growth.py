@@ -127,7 +127,7 @@ plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quan
 
 # %%
 verdicts = claims.publish(checks.attention_logit_growth(table, curves, this), "01", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

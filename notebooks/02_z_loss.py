@@ -124,7 +124,7 @@ ends.pivot_table(index=varied, columns="method", values=["mean_output_logit", "l
 
 # %%
 verdicts = claims.publish(checks.z_loss(table, curves, this), "02", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -84,7 +84,7 @@ best.pivot_table(index="method", columns="n_params", values="best_loss").loc[lis
 
 # %%
 verdicts = claims.publish(checks.warmup(table, curves, this), "03", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

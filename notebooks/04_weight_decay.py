@@ -99,7 +99,7 @@ best.assign(best_lr=np.log10(best["best_lr"])).pivot_table(index="weight_decay",
 
 # %%
 verdicts = claims.publish(checks.weight_decay(table, curves, this), "04", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -102,7 +102,7 @@ fits.groupby("method", sort=False)[["n_params", "slope", "error"]].mean().round(
 
 # %%
 verdicts = claims.publish(checks.width_vs_depth(table, curves, this), "05", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

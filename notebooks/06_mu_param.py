@@ -137,7 +137,7 @@ best.pivot_table(index="method", columns="n_params", values="best_lr", sort=Fals
 
 # %%
 verdicts = claims.publish(checks.mu_param(table, curves, this), "06", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

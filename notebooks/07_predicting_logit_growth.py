@@ -133,7 +133,7 @@ plots.save(figure, "fig10_kappa", saved, analysis.where(table, method=["κ", "bi
 
 # %%
 verdicts = claims.publish(checks.predicting_logit_growth(points, scores, forced, bigram), "07", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

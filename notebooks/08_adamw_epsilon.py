@@ -150,7 +150,7 @@ plots.save(figure, "fig13_update_rms", {"trajectories": observed[[*columns, *qua
 
 # %%
 verdicts = claims.publish(checks.adamw_epsilon(table, curves, this), "08", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

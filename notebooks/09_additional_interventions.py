@@ -109,7 +109,7 @@ plots.save(figure, "figE11_pointwise_attention", {"loss": loss, "logits": logits
 
 # %%
 verdicts = claims.publish(checks.additional_interventions(table, curves, this), "09", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -164,7 +164,7 @@ plots.save(figure, "figP2_formats", {"formats": ends[["key", "seed", "method", *
 
 # %%
 verdicts = claims.publish(checks.adam_instability(simulated, table, observed, spikes, begin, window), "10", this)
-Markdown(claims.markdown(verdicts))
+Markdown(claims.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -130,7 +130,7 @@ def short(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(effect=effect)[["figure", "statement", "measure", "effect", "n", "verdict", "note"]]
 
 
-def markdown(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
+def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
     """The short scoreboard as a Markdown table; with a `label`, linked to its notebooks, figures and data.
 
     `up` is the way from the reader's folder to the project's. One's own notebooks lie a folder deeper.

@@ -341,7 +341,7 @@ def _claims(options):
     rows = claims.scoreboard(options.scale, options.published or options.readme)
     if options.readme:
         with config.environment(outputs.PUBLISH, "1"):
-            text = f"{claims.tally(rows)}\n\n{claims.markdown(rows, options.scale)}"
+            text = f"{claims.tally(rows)}\n\n{claims.verdict_table(rows, options.scale)}"
         _write_between_markers(config.root() / "README.md", text)
     elif options.against:
         itself = options.against == options.scale

@@ -56,7 +56,7 @@ def test_publishing_replaces_one_section_and_keeps_the_others():
     board = claims.scoreboard("laptop")
     assert board["section"].tolist() == ["01", "02", "02"]
     assert board["verdict"].tolist() == [claims.FAILS, claims.HOLDS, claims.FAILS]
-    assert board["figure"].tolist() == ["1"] * 3 and claims.markdown(board).count("\n") == 4
+    assert board["figure"].tolist() == ["1"] * 3 and claims.verdict_table(board).count("\n") == 4
 
 
 def test_reading_publishes_nothing():

@@ -85,7 +85,7 @@ def test_readme_shows_the_laptop_scoreboard(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     monkeypatch.setenv("PROXIES_FIGURES", str(ROOT / "figures"))
     text, board = (ROOT / "README.md").read_text("utf-8"), claims.scoreboard("laptop")
-    assert claims.markdown(board, "laptop") in text and claims.tally(board) in text
+    assert claims.verdict_table(board, "laptop") in text and claims.tally(board) in text
     links = re.findall(r"\]\(((?:figures|papermill_runs)/[^)]+)\)", text)
     assert len(links) >= 3 * len(board) and [link for link in links if not (ROOT / link).exists()] == []
 

@@ -117,14 +117,14 @@ def test_links_of_a_scoreboard_lead_from_where_it_is_read(project, monkeypatch):
         (project / folder).mkdir(parents=True)
     (project / "notebooks/01_a.py").touch()
     (project / "figures/laptop/fig01_lr_sensitivity.png").touch()
-    assert "](../../../figures/laptop/fig01_lr_sensitivity.png)" in claims.markdown(rows, "laptop", up="../../")
+    assert "](../../../figures/laptop/fig01_lr_sensitivity.png)" in claims.verdict_table(rows, "laptop", up="../../")
     (project / "figures/local/laptop").mkdir(parents=True)
     (project / "figures/local/laptop/fig01_lr_sensitivity.png").touch()
-    own = claims.markdown(rows, "laptop", up="../../")
+    own = claims.verdict_table(rows, "laptop", up="../../")
     assert "](../../../figures/local/laptop/fig01_lr_sensitivity.png)" in own
     assert "](../../../papermill_runs/local/laptop/01_a.ipynb)" in own
     monkeypatch.setenv(outputs.PUBLISH, "1")
-    assert "](../../figures/laptop/fig01_lr_sensitivity.png)" in claims.markdown(rows, "laptop", up="../../")
+    assert "](../../figures/laptop/fig01_lr_sensitivity.png)" in claims.verdict_table(rows, "laptop", up="../../")
 
 
 def test_own_results_are_compared_with_the_published_ones_of_the_same_label(project, monkeypatch, capsys):
