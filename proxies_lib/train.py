@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from proxies_lib import checkpoint, data, model, optim
+from proxies_lib import checkpoint, model, optim
 from proxies_lib.config import DataOrder, ModelConfig, Run, TrainConfig, refuse
+from proxies_lib.data import Dataset
 
 MAX_LANES = 16  # on one device
 MAX_POINTS = 16  # of one call
@@ -315,7 +316,7 @@ class Trainer:
         lie = self.shardings.state(state) or jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
         return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie), metrics
 
-    def tokens(self, dataset: "data.Dataset", orders: list[DataOrder], begin: int):
+    def tokens(self, dataset: Dataset, orders: list[DataOrder], begin: int):
         """The next call's windows (lanes or points, C, B, T + 1); with a mesh only the rows of this process's devices are
         read."""
         B, T, C = self.shape.batch_size, self.config.seq_len, self.shape.log_every
@@ -336,7 +337,7 @@ class Trainer:
         shape = (*((self.lanes,) if self.lanes else ()), C, B, T + 1)
         return jax.make_array_from_callback(shape, self.shardings(None, "data"), rows)
 
-    def train_all(self, runs: list[Run], dataset: "data.Dataset", keys: list[str] | None = None):
+    def train_all(self, runs: list[Run], dataset: Dataset, keys: list[str] | None = None):
         """Pairs of run and result for any number of runs of equal steps, as many at once as there are lanes. With `keys`
         there are checkpoints, resumed from where they exist, removed once the caller asks for more."""
         width = max(self.lanes, 1)
@@ -351,7 +352,7 @@ class Trainer:
                 if group:
                     group.close(finished)
 
-    def train(self, runs: list[Run], dataset: "data.Dataset", group=None, begin: tuple | None = None) -> list[dict]:
+    def train(self, runs: list[Run], dataset: Dataset, group=None, begin: tuple | None = None) -> list[dict]:
         """Train runs of this program: one, or up to `lanes`. They go on from the last checkpoint of `group`, a
         checkpoint.Group, or from `begin`, what its `restore` gives: a run that differs from then on *rewinds* another.
         Returns a result per run. Raises checkpoint.Preempted when `group` was asked to stop.
