@@ -756,7 +756,7 @@ def _refuse_foreign(target: pathlib.Path, own: bool):
 
 
 def _is_of_a_dataset(entry: os.DirEntry) -> bool:
-    return entry.name in FILES and entry.is_file(follow_symlinks=False)
+    return entry.name in FILES and not entry.is_dir(follow_symlinks=False)
 
 
 def _has_manifest(path: pathlib.Path, beside_tokens: bool) -> bool:
