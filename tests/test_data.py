@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from proxies_lib import cli, config, data
+from proxies_lib import cli, config, data, sweep
 from proxies_lib.config import UserError
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -594,6 +594,19 @@ def test_a_dataset_prepared_again_is_never_read_under_the_old_fingerprint(text_f
     with pytest.raises(UserError, match=r"^data='unread-yet': was prepared again since"):
         unread.batch("train", 0, 0, 4, 16)
     other.batch("train", 0, 0, 4, 16)
+
+
+def test_lanes_refuse_a_corpus_that_was_prepared_again_since_their_plan(
+    text_file, tmp_path, smoke
+):
+    """Their checkpoints have the planned keys: nothing may go on from other tokens under them."""
+    prepare_text(text_file, name="replaced")
+    plan = sweep.plan([config.replace(smoke, data="replaced", vocab_size=200)], tmp_path / "store")
+    text_file.write_text("\f".join(stories(40, first=20)))
+    prepare_text(text_file, name="replaced")
+    with pytest.raises(UserError, match=r"^data='replaced': was prepared again since the sweep"):
+        sweep.run(plan, engine="lanes", quiet=True)
+    assert not list((tmp_path / "store").rglob("*.npz"))
 
 
 # ------------------------------------------------------------------ held-out text is not trained on
