@@ -29,7 +29,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from proxies_lib.config import HyperParams, UserError, digest, folder, refuse
+from proxies_lib.config import HyperParams, UserError, component, digest, folder, refuse
 from proxies_lib.corpora import (
     c4_documents,
     c4_shards,
@@ -481,10 +481,7 @@ def _check_options(source: str, given: dict):
 
 def _check_name(name: str):
     """A name is one plain component of a path, and not a name that means another dataset."""
-    plain = isinstance(name, str) and re.fullmatch(r"(?![.-])[A-Za-z0-9._-]{1,100}(?<!\.)", name)
-    if not plain:
-        allowed = "must be 1 to 100 letters, digits, '_', '-' or '.', not beginning with '.' or '-'"
-        refuse("name", name, f"{allowed} and not ending with '.'")
+    component("name", name)
     folded = name.casefold()  # some file systems tell no case apart
     if folded in ("synthetic", "stdlib") or folded.startswith("stdlib-"):
         refuse("name", name, "is reserved; choose another name")
