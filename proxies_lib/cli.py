@@ -234,10 +234,10 @@ def _merge(options):
 def _table(options):
     from proxies_lib import store
 
-    found = store.exported(config.folder("papermill_runs") / options.scale)
-    if found is None:
+    runs = store.exported_runs(config.folder("papermill_runs") / options.scale)
+    if runs is None:
         raise UserError(f"scale={options.scale!r}: no exported table yet; run its sections first")
-    found[0].to_csv(sys.stdout, index=False)
+    runs.to_csv(sys.stdout, index=False)
 
 
 def _claims(options):
