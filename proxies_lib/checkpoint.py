@@ -4,8 +4,9 @@ A group of lanes (or one sharded run) has a folder of its own, named after the k
 other devices: bit for bit on equal ones, up to rounding on others. Runs of less than an interval leave none behind,
 unless they are interrupted by SIGTERM, which clouds send before they take a machine away.
 
-Orbax's files hold arrays without checksums, so sums of them stand in its metadata and are compared on restoring. What
-cannot be read, a group or a step, is told in a line and passed over: an earlier step is taken, or the beginning.
+Orbax's files hold arrays without checksums, so sums of them stand in its metadata and are compared on
+restoring. What cannot be read, a group or a step, is told in a line and passed over: an earlier step
+is taken, or the beginning.
 """
 
 import contextlib
@@ -111,7 +112,7 @@ def _read_group(folder) -> dict | None:
             folder.name == _folder_name(keys)
             and len(set(keys)) == len(keys) > 0
             and all(type(value) is kinds[name] for name, value in layout.items())
-            and all(value >= (name in ("run", "data", "accumulate", "points")) for name, value in layout.items())
+            and all(value >= (name not in ("lanes", "scan")) for name, value in layout.items())
             and group.get("digest") in (None, _digest(keys, layout))  # older ones have none
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -128,7 +129,8 @@ def _digest(keys: list[str], layout: dict) -> str:
 
 
 def _sums(tree) -> list[int]:
-    """A checksum of each array of `tree`, however it lies on devices and processes: its words added up, modulo 2³²."""
+    """A checksum of each array of `tree`, however it lies on devices and processes: its words added
+    up, modulo 2³²."""
     sums = np.array([_sum_here(array) % 2**32 for array in jax.tree.leaves(tree)], np.uint32)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -267,7 +269,10 @@ class Group:
             if jax.process_count() > 1:
                 raise
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-            self.say(f"checkpoint: group {self.folder.name} could not be written ({why}); training goes on without")
+            self.say(
+                f"checkpoint: group {self.folder.name} could not be written ({why}); "
+                "training goes on without"
+            )
             for remains in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
                 remains.rmtree(missing_ok=True)
             return False

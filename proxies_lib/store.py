@@ -3,14 +3,16 @@
 A record is one `<key>.npz`: `meta`, a JSON text with configuration, results and provenance, and the curves as one
 float32 matrix of `points` × `columns`. Zip's CRC-32 guards each entry; a rename makes writing atomic.
 
-A record is believed only if it has the shape `write` gives it and its key follows from its own configuration and
-fingerprint. Whatever else stands in its place, be it cut, flipped, a folder or a pipe, makes its run count as missing.
+A record is believed only if it has the shape `write` gives it and its key follows from its own
+configuration and fingerprint. Whatever else stands in its place, be it cut, flipped, a folder or a
+pipe, makes its run count as missing.
 
 `merge` gathers records into packs, `packs/<sha256 of the content>.parquet`, with a row per run: `key`, `recipe`,
 the parts of `meta` as JSON texts, and a list column per curve, so that reading a few curves of many runs reads only
-these. Packs never change, and their metadata says if every key was recomputed when they were written; where it does
-not, keys are recomputed when the pack is first read. A record is deleted only when its pack is on disk, so readers
-look among the records first, then in the packs. An exported table (parquet) is a read-only layer below.
+these. Packs never change, and their metadata says if every key was recomputed when they were
+written; where it does not, keys are recomputed when the pack is first read. A record is deleted only
+when its pack is on disk, so readers look among the records first, then in the packs. An exported
+table (parquet) is a read-only layer below.
 """
 
 import collections
@@ -58,9 +60,9 @@ from proxies_lib.config import (
 RESULTS = ("final_loss", "init_loss", "diverged", "diverged_step", "train_seconds")
 META = ("config", "result", "provenance")
 PACK_BYTES = 15 * 2**20  # of a pack at most, where it holds more than one run
-ENTRY_BYTES = 2**28  # of an entry of a record, unpacked, at most: the largest models' curves take a tenth
+ENTRY_BYTES = 2**28  # of an entry of a record, unpacked, at most: ten times the largest curves
 FIRST_FIELDS = FIELDS.keys() - set(LATER)  # that every record has
-CHECKED = {b"keys": b"recomputed"}  # the metadata of a pack whose keys are all of today and follow from its rows
+CHECKED = {b"keys": b"recomputed"}  # metadata of a pack whose keys all follow from their rows
 LINES = 5  # of damaged files told one by one
 DAY = 86400.0
 
@@ -124,7 +126,7 @@ def _sync_folder(path: pathlib.Path):
 
 
 def _make_way(path: pathlib.Path):
-    """Rename a folder that stands where a file of the store goes: nothing can replace it, and it is not ours."""
+    """Rename a folder that stands where a file of the store goes: no file can replace it."""
     if path.is_dir() and not path.is_symlink():
         path.rename(path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}"))
 
@@ -155,12 +157,16 @@ def read(folder: pathlib.Path, run_key: str, columns=None) -> Record | None:
 
 
 def _read_loose(folder: pathlib.Path, run_key: str, of_today: bool = False) -> Record | None:
-    """A record that is a file of its own, None where there is none to be believed; `of_today` as `_kind` says."""
+    """A record that is a file of its own, None where there is none to be believed.
+
+    `of_today`: only records that a run of today can ask for (see `_kind`).
+    """
     content = _content(_path(folder, run_key))
     record = _parse(content) if content is not None else None
     if record is None or record[0]["key"] != run_key:
         return None
-    return record if _kind(record[0]) in (("today",) if of_today else ("today", "other")) else None
+    kinds = ("today",) if of_today else ("today", "other")
+    return record if _kind(record[0]) in kinds else None
 
 
 def _parse(content: bytes) -> Record | None:
@@ -226,8 +232,9 @@ def _is_scalar(value) -> bool:
 
 
 def _kind(meta: dict) -> str:
-    """What the key of well-shaped metadata is worth: "today" where it follows from configuration and fingerprint,
-    "false" where it does not, "other" where that cannot be told: fields of another version, which no run of today has."""
+    """What the key of well-shaped metadata is worth: "today" where it follows from configuration and
+    fingerprint, "false" where it does not, "other" where that cannot be told: it has fields of another
+    version, so no run of today asks for it."""
     setting, fingerprint = meta["config"], meta["provenance"]["fingerprint"]
     if any(key_of(setting, fingerprint, n) == meta["key"] for n in range(SCHEMA, 0, -1)):
         return "today"
@@ -338,8 +345,8 @@ def _curves(schema: pa.Schema) -> list[str]:
 
 
 def _read_pack(path: pathlib.Path, columns=None, meta=META) -> pa.Table | None:
-    """Rows of a pack with the wanted curves and parts of `meta`; None where it is gone, of another shape, or fails a
-    page's checksum."""
+    """Rows of a pack with the wanted curves and parts of `meta`; None where it is gone, of another
+    shape, or fails a page's checksum."""
     texts = ["key", "recipe", *meta]
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
@@ -381,7 +388,8 @@ def _batches(records: Iterable[Record]) -> Iterator[pa.Table]:
 
 
 def pack(folder: pathlib.Path, records: Iterable[Record]) -> list[pathlib.Path]:
-    """Write `records`, metadata and curves as in `write`, straight into packs. Raises UserError on a wrong key."""
+    """Write `records`, metadata and curves as in `write`, straight into packs. Raises UserError on a
+    wrong key."""
     return _write_packs(folder, _batches(records))
 
 
@@ -518,8 +526,7 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[collectio
             path.unlink(missing_ok=True)
     for path in (path for run_key, path in loose.items() if run_key in safe and path.is_file()):
         path.unlink(missing_ok=True)
-    for path in _abandoned(target):
-        path.unlink(missing_ok=True)
+    _remove_abandoned(target)
     return count, damaged
 
 
@@ -527,12 +534,13 @@ def _damaged(path: pathlib.Path) -> str:
     return f"store: record {path.name} is damaged; its run counts as missing"
 
 
-def _abandoned(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What killed writers left in a store: scratch files (see `write_atomically`) a day old."""
-    paths = (*folder.glob("??/.*.npz-*"), *folder.glob("packs/.*.parquet-*"))
+def _remove_abandoned(folder: pathlib.Path):
+    """Delete what killed writers left in a store: scratch files (see `write_atomically`) a day old."""
     ours = re.compile(r"\.[0-9a-f]{24}\.(npz|parquet)-[0-9a-z_]{8}")  # mkstemp named them once
-    ours_only = [path for path in paths if ours.fullmatch(path.name) and path.is_file()]
-    return [path for path in ours_only if time.time() - path.stat().st_mtime > DAY]
+    for path in (*folder.glob("??/.*"), *folder.glob("packs/.*")):
+        with contextlib.suppress(FileNotFoundError):  # its writer lives, and has just finished
+            if ours.fullmatch(path.name) and time.time() - path.lstat().st_mtime > DAY:
+                path.unlink()
 
 
 def _is_small(path: pathlib.Path) -> bool:
@@ -585,12 +593,14 @@ def _parquet(path: pathlib.Path, name: str, *_state: int) -> pd.DataFrame:
 
 
 def exported_runs(path: pathlib.Path) -> pd.DataFrame | None:
-    """The exported runs in `path`, with or without curves, or None. Raises UserError where they are damaged."""
+    """The exported runs in `path`, with or without curves, or None. Raises UserError where they are
+    damaged."""
     return _exported(path, "runs")
 
 
 def exported(path: pathlib.Path | None, say=_silent) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """The exported runs and curves in `path`; None where either is missing or, with a line to `say`, damaged."""
+    """The exported runs and curves in `path`; None where either is missing or, with a line to `say`,
+    damaged."""
     if path is None:
         return None
     try:
@@ -747,8 +757,8 @@ def _four_digits(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lean(curves: pd.DataFrame) -> pd.DataFrame:
-    """Curves as they go out: without the RMS of parameters and of norm scales, which no figure reads, and with four
-    digits: a quarter of the size."""
+    """Curves as they go out: without the RMS of parameters and of norm scales, which no figure reads,
+    and with four digits: a quarter of the size."""
     left_out = [c for c in curves if c.startswith("param_rms/") or c.endswith("/scale")]
     return _four_digits(curves.drop(columns=left_out))
 
@@ -756,8 +766,9 @@ def _lean(curves: pd.DataFrame) -> pd.DataFrame:
 def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folder=None, say=print):
     """Write tables as `runs.parquet` and `curves.parquet`; runs of other recipes already there are kept.
 
-    Rows that no configuration of today asks for, of an older schema or with other fields, are dropped. If one of the
-    tables is missing or damaged, its part of the kept runs comes from the store in `folder` (default: the usual one).
+    Rows that no configuration of today asks for, of an older schema or with other fields, are dropped.
+    If one of the tables is missing or damaged, its part of the kept runs comes from the store in
+    `folder` (default: the usual one).
     """
     curves = _lean(curves)
     below_runs, below_curves = _below(target, folder or configuration.folder("store"), say)
@@ -783,7 +794,8 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folde
 
 
 def _below(target: pathlib.Path, folder: pathlib.Path, say) -> tuple:
-    """The tables exported before, or None and None. Where only one can be read, the other is made from the store."""
+    """The tables exported before, or None and None. Where only one can be read, the other is made from
+    the store."""
     whole = {}
     for name in EXPORTED:
         try:
@@ -795,12 +807,14 @@ def _below(target: pathlib.Path, folder: pathlib.Path, say) -> tuple:
     if (runs is None) == (curves is None):
         return runs, curves
     keys = set((curves if runs is None else runs)["key"])
-    stored_runs, stored_curves = _of_keys(keys, folder)
-    return (stored_runs, curves) if runs is None else (runs, stored_curves)
+    stored = _of_keys(keys, folder)
+    if stored is None:
+        return runs, None if runs is None else pd.DataFrame({"key": pd.Series(dtype="str")})
+    return (stored[0], curves) if runs is None else (runs, stored[1])
 
 
-def _of_keys(keys: set[str], folder: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Runs and curves, ready for export, of those `keys` that the store has."""
+def _of_keys(keys: set[str], folder: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Runs and curves, ready for export, of those `keys` that the store has; None where it has none."""
     found = []
     if there := _stored(keys, folder):
         records = _gather(there, folder, (), META)
@@ -808,6 +822,6 @@ def _of_keys(keys: set[str], folder: pathlib.Path) -> tuple[pd.DataFrame, pd.Dat
             with contextlib.suppress(UserError):  # a run that today's rules refuse
                 found.append(Found(from_flat(json.loads(text)), run_key, "store"))
     if not found:
-        return pd.DataFrame({"key": [], "recipe": []}), pd.DataFrame({"key": []})
+        return None
     runs, curves = _tabulate(found, folder, None)
     return runs, _lean(curves)
