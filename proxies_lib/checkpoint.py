@@ -11,12 +11,15 @@ is taken, or the beginning.
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
 import pathlib
 import signal
+import sys
 import threading
+import warnings
 from operator import itemgetter
 
 import jax
@@ -158,6 +161,18 @@ def _everywhere(fine: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
+@contextlib.contextmanager
+def _quietly():
+    """Within, nothing is printed about exceptions and coroutines that nobody waits for."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = hook
+
+
 class Group:
     """The checkpoints of runs that train together. `layout` is stored with them, so that they find together again.
 
@@ -170,6 +185,7 @@ class Group:
         self.every = interval(runs[0], layout)
         self.steps = runs[0].hparams.steps
         self.damaged = []  # steps that could not be restored
+        self.failed = False  # a save has
 
     def _open(self):
         if self.manager is None:
@@ -180,7 +196,8 @@ class Group:
             if jax.process_index() == 0:
                 self._write_group()
             options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
-            self.manager = ocp.CheckpointManager(self.folder / "steps", options=options)
+            handler = ocp.StandardCheckpointHandler()  # said, not guessed from a damaged step
+            self.manager = ocp.CheckpointManager(self.folder / "steps", options=options, item_handlers=handler)
         return self.manager
 
     def _write_group(self):
@@ -223,10 +240,13 @@ class Group:
         points = jax.tree.map(lambda x: np.empty((n, *x.shape), x.dtype), metrics)
         first = np.empty(metrics["loss"].shape[:-1] or 1, np.float32)
         wanted = {"state": state, "first": first, "points": points}
-        try:
-            return self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
-        except Exception:  # Orbax and TensorStore raise almost anything on damaged files
-            return None
+        with _quietly():
+            try:
+                return self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
+            except Exception:  # Orbax and TensorStore raise almost anything on damaged files
+                pass
+            gc.collect()  # coroutines that it left behind would complain later
+        return None
 
     def _unchanged(self, step: int, found: dict) -> bool:
         """Whether arrays have the sums that they were saved with. Older checkpoints have none."""
@@ -261,18 +281,17 @@ class Group:
         return self.manager is None or self._tried(self.manager.wait_until_finished)
 
     def _tried(self, write) -> bool:
-        """Whether `write()` worked. If not, a line and no remains; of several processes all would have to know, so
-        there it raises."""
+        """Whether `write()` worked. If not, a line, the first time, and no remains. Where there are several
+        processes all would have to know of it, so there it raises."""
         try:
             write()
         except Exception as error:  # Orbax and TensorStore raise almost anything on a full disk
             if jax.process_count() > 1:
                 raise
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-            self.say(
-                f"checkpoint: group {self.folder.name} could not be written ({why}); "
-                "training goes on without"
-            )
+            if not self.failed:
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+                self.say(f"checkpoint: {self.folder.name} was not written ({why}); training goes on")
+            self.failed = True
             for remains in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
                 remains.rmtree(missing_ok=True)
             return False
@@ -283,5 +302,5 @@ class Group:
         if self.manager is not None:
             self._settled()
             self.manager.close()
-            if finished and jax.process_index() == 0:
-                self.folder.rmtree(missing_ok=True)
+        if finished and (self.manager is not None or self.failed) and jax.process_index() == 0:
+            self.folder.rmtree(missing_ok=True)
