@@ -4,9 +4,9 @@ A group of lanes (or one sharded run) has a folder of its own, named after the k
 other devices: bit for bit on equal ones, up to rounding on others. Runs of less than an interval leave none behind,
 unless they are interrupted by SIGTERM, which clouds send before they take a machine away.
 
-Orbax's files hold arrays without checksums, so sums of them stand in its metadata and are compared on
-restoring. What cannot be read, a group or a step, is told in a line and passed over: an earlier step
-is taken, or the beginning.
+Orbax's files hold arrays without checksums, so sums of them stand in its metadata and are compared
+on restoring. What cannot be read, a group or a step, is told in a line and passed over: an earlier
+step is taken, or the beginning.
 """
 
 import contextlib
@@ -83,9 +83,10 @@ def _asked_to_stop() -> bool:
 
 
 def pending(missing, say=print) -> list[dict]:
-    """Groups that have a checkpoint, all their runs among the keys `missing`: their `keys`, and `layout` by field.
+    """Groups that have a checkpoint, all their runs among the keys `missing`: their `keys`, and
+    `layout` by field.
 
-    A run is in one of them at most. Groups that cannot be read are passed over, with a line to `say`.
+    A run is in one of them at most. Groups that cannot be read are passed over, a line to `say` each.
     """
     if not root().is_dir():
         return []
@@ -94,7 +95,10 @@ def pending(missing, say=print) -> list[dict]:
         if not (folder / "group.json").exists():
             continue
         if (group := _read_group(folder)) is None:
-            say(f"checkpoint: group {folder.name} cannot be read; its runs start from the beginning")
+            say(
+                f"checkpoint: group {folder.name} cannot be read; "
+                "its runs start from the beginning"
+            )
         elif left.issuperset(group["keys"]):
             groups.append(group)
             left.difference_update(group["keys"])
@@ -174,7 +178,8 @@ def _quietly():
 
 
 class Group:
-    """The checkpoints of runs that train together. `layout` is stored with them, so that they find together again.
+    """The checkpoints of runs that train together. `layout` is stored with them, so that they find
+    together again.
 
     `say` is told what is damaged, and what a full disk did not take: training goes on without.
     """
@@ -197,7 +202,9 @@ class Group:
                 self._write_group()
             options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
             handler = ocp.StandardCheckpointHandler()  # said, not guessed from a damaged step
-            self.manager = ocp.CheckpointManager(self.folder / "steps", options=options, item_handlers=handler)
+            self.manager = ocp.CheckpointManager(
+                self.folder / "steps", options=options, item_handlers=handler
+            )
         return self.manager
 
     def _write_group(self):
@@ -213,9 +220,9 @@ class Group:
             store.write_atomically(pathlib.Path(file), content)
 
     def restore(self, state, metrics, step: int | None = None):
-        """State, first losses and points of the checkpoint at `step`, or of the last whole one; None where there is
-        none. `state` is abstract, with the shardings it is wanted in; `metrics` are those of a chunk
-        (Trainer.abstract)."""
+        """State, first losses and points of the checkpoint at `step`, or of the last whole one; None
+        where there is none. `state` is abstract, with the shardings it is wanted in; `metrics` are
+        those of a chunk (Trainer.abstract)."""
         if not (self.folder / "group.json").exists():
             return None
         kept = self._open()
@@ -229,7 +236,8 @@ class Group:
                 return found["state"], np.asarray(found["first"]), rows
             self.damaged.append(each)
             if jax.process_index() == 0:
-                self.say(f"checkpoint: step {each} of group {self.folder.name} is damaged and passed over")
+                name = self.folder.name
+                self.say(f"checkpoint: step {each} of group {name} is damaged and passed over")
         return None
 
     def _restore(self, step: int, state, metrics) -> dict | None:
@@ -264,7 +272,7 @@ class Group:
         saved = self._tried(lambda: self._save(step, tree))
         if stop:
             saved = self._settled() and saved
-            then = "start again to go on from there" if saved else "its last checkpoint could not be written"
+            then = "start again to go on from there" if saved else "a checkpoint could not be written"
             raise Preempted(f"stopped by SIGTERM at step {step} of {self.steps}; {then}")
 
     def _save(self, step: int, tree: dict):

@@ -316,7 +316,7 @@ def key(run: Run, fingerprint: str) -> str:
 
 
 def key_of(values: dict, fingerprint: str, schema: int = SCHEMA) -> str:
-    """The key of the run with these `flat` values; `schema` is what SCHEMA was when it was stored."""
+    """The key of the run with these `flat` values, stored when SCHEMA was `schema`."""
     return _digest_of_fields({"schema": schema, "fingerprint": fingerprint, **_identity(values)})
 
 

@@ -10,9 +10,9 @@ pipe, makes its run count as missing.
 `merge` gathers records into packs, `packs/<sha256 of the content>.parquet`, with a row per run: `key`, `recipe`,
 the parts of `meta` as JSON texts, and a list column per curve, so that reading a few curves of many runs reads only
 these. Packs never change, and their metadata says if every key was recomputed when they were
-written; where it does not, keys are recomputed when the pack is first read. A record is deleted only
-when its pack is on disk, so readers look among the records first, then in the packs. An exported
-table (parquet) is a read-only layer below.
+written; where it does not, keys are recomputed when the pack is first read. A record is deleted
+only when its pack is on disk, so readers look among the records first, then in the packs. An
+exported table (parquet) is a read-only layer below.
 """
 
 import collections
@@ -88,7 +88,8 @@ def write(folder: pathlib.Path, meta: dict, curves: dict[str, np.ndarray]) -> pa
 def write_atomically(path: pathlib.Path, content: bytes):
     """Write a file so that readers see the old one or the new one, never a part; also after a crash.
 
-    Its mode is the user's umask's. Raises OSError where the disk is full or read-only, and leaves nothing behind.
+    Its mode is the user's umask's. Raises OSError where the disk is full or read-only, and then
+    leaves nothing behind.
     """
     path = pathlib.Path(path)
     if not path.parent.is_dir():
@@ -132,7 +133,7 @@ def _make_way(path: pathlib.Path):
 
 
 def _content(path: pathlib.Path) -> bytes | None:
-    """The content of a file; None where there is none to be read. Of a pipe nothing is asked: it would wait."""
+    """The content of a file, None where there is none. A pipe is not read: that would wait."""
     try:
         return path.read_bytes() if path.is_file() else None
     except OSError:
@@ -205,7 +206,7 @@ def _check_curves(curves: dict, count: int, points: np.ndarray):
 
 
 def _check_meta(meta):
-    """Raise ValueError, or what a wrong type raises, unless `meta` is shaped as metadata of a record."""
+    """Raise ValueError, or what a wrong type raises, unless `meta` is shaped as of a record."""
     _demand(isinstance(meta, dict) and isinstance(meta["key"], str))
     setting, result, provenance = (meta[name] for name in META)
     _demand(all(isinstance(part, dict) for part in (setting, result, provenance)))
@@ -233,8 +234,8 @@ def _is_scalar(value) -> bool:
 
 def _kind(meta: dict) -> str:
     """What the key of well-shaped metadata is worth: "today" where it follows from configuration and
-    fingerprint, "false" where it does not, "other" where that cannot be told: it has fields of another
-    version, so no run of today asks for it."""
+    fingerprint, "false" where it does not, "other" where that cannot be told: it has fields of
+    another version, so no run of today asks for it."""
     setting, fingerprint = meta["config"], meta["provenance"]["fingerprint"]
     if any(key_of(setting, fingerprint, n) == meta["key"] for n in range(SCHEMA, 0, -1)):
         return "today"
@@ -279,7 +280,7 @@ class Keys(NamedTuple):
         return self.today | self.other
 
 
-def _packs(folder: pathlib.Path, report: Callable[[str], None] = _silent) -> dict[pathlib.Path, Keys]:
+def _packs(folder: pathlib.Path, report=_silent) -> dict[pathlib.Path, Keys]:
     """Keys of each intact pack of a store, in the order of their names; a line for a damaged one."""
     paths = sorted(pathlib.Path(folder).glob("packs/*.parquet"))
     try:
@@ -318,7 +319,7 @@ def _keys_of(path: pathlib.Path, *_state: int) -> Keys | None:
             checked = CHECKED.items() <= (file.schema_arrow.metadata or {}).items()
             rows = file.read(["key"] if checked else ["key", *META])
         return Keys(frozenset(rows["key"].to_pylist())) if checked else _sorted_out(rows)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):  # no work of `_write_pack`
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):  # not by `_write_pack`
         return None
 
 
@@ -443,9 +444,9 @@ def _not_empty(rows: pa.Table) -> list[str]:
 def merge(sources: list[pathlib.Path], target: pathlib.Path, say: Callable[[str], None] = print):
     """Bring the runs of `sources`, stores or packs, into the store `target` as packs, and pack its own records.
 
-    Runs that `target` has already are kept as they are. Its small packs are combined; sources are left alone. What a
-    new pack replaces is deleted at the end, so a merge may be killed and started again at any time. Raises UserError
-    where the disk is full or cannot be written, before anything is deleted.
+    Runs that `target` has already are kept as they are. Its small packs are combined; sources are
+    left alone. What a new pack replaces is deleted at the end, so a merge may be killed and started
+    again at any time. Raises UserError where the disk is full or cannot be written.
     """
     target, sources = pathlib.Path(target), [pathlib.Path(source) for source in sources]
     for source in sources:
@@ -457,12 +458,13 @@ def merge(sources: list[pathlib.Path], target: pathlib.Path, say: Callable[[str]
         left = list(_packs(target))
         size = sum(path.stat().st_size for path in left) / 2**20
     except OSError as error:
-        reason = f"cannot be written ({error.strerror or error}); records and sources are as they were"
-        refuse("store", str(target), reason)
+        why = error.strerror or error
+        refuse("store", str(target), f"cannot be written ({why}); no run is lost")
     _tell(damaged, say)
     say(
-        f"{count['merged']} runs merged, {count['already there']} already there, {count['packed']} of its own packed, "
-        f"{len(damaged)} damaged; the store has {len(left)} packs, {size:.1f} MiB"
+        f"{count['merged']} runs merged, {count['already there']} already there, "
+        f"{count['packed']} of its own packed, {len(damaged)} damaged; "
+        f"the store has {len(left)} packs, {size:.1f} MiB"
     )
 
 
@@ -476,10 +478,11 @@ def _check_source(source: pathlib.Path, target: pathlib.Path):
     if not is_pack and not _loose(source) and not any(source.glob("packs/*.parquet")):
         refuse("source", str(source), "is neither a store nor a pack")
     if (source.parent.parent if is_pack else source).resolve() == target.resolve():
-        refuse("source", str(source), "is the store itself; without SOURCE its own records are packed")
+        allowed = "is the store itself; without SOURCE its own records are packed"
+        refuse("source", str(source), allowed)
 
 
-def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[collections.Counter, list[str]]:
+def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[dict, list[str]]:
     """The work of `merge`: how many runs came from where, and lines about what is damaged."""
     count, damaged = collections.Counter(), []
     own, loose = _packs(target, damaged.append), _loose(target)
@@ -514,8 +517,10 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[collectio
             yield fresh(rows, "packed")
         for source in sources:
             yield from (fresh(rows, "merged") for rows in _batches(records(source, _loose(source))))
-            in_folder = source.is_dir()
-            packs = _packs(source, damaged.append) if in_folder else _intact([source], damaged.append)
+            if source.is_dir():
+                packs = _packs(source, damaged.append)
+            else:
+                packs = _intact([source], damaged.append)
             yield from (fresh(rows, "merged") for rows in packed(packs))
 
     written = _write_packs(target, tables())
@@ -562,7 +567,8 @@ class Found:
     table_key: str | None = None
 
 
-EXPORTED = {"runs": {"key", "recipe", *RESULTS}, "curves": {"key", "step"}}  # tables and columns they must have
+# Tables, and the columns that each must have.
+EXPORTED = {"runs": {"key", "recipe", *RESULTS}, "curves": {"key", "step"}}
 
 
 def _exported(folder: pathlib.Path, name: str) -> pd.DataFrame | None:
@@ -574,9 +580,8 @@ def _exported(folder: pathlib.Path, name: str) -> pd.DataFrame | None:
         state = path.stat()
         return _parquet(path, name, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     except Exception:  # Arrow and pandas raise almost anything on damaged bytes
-        raise UserError(
-            f"table: {folder.name}/{path.name} is damaged; `proxies run` writes it anew from the store"
-        ) from None
+        damaged = f"{folder.name}/{path.name} is damaged"
+        raise UserError(f"table: {damaged}; `proxies run` writes it anew from the store") from None
 
 
 @functools.lru_cache(maxsize=4)
@@ -599,8 +604,8 @@ def exported_runs(path: pathlib.Path) -> pd.DataFrame | None:
 
 
 def exported(path: pathlib.Path | None, say=_silent) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """The exported runs and curves in `path`; None where either is missing or, with a line to `say`,
-    damaged."""
+    """The exported runs and curves in `path`; None where either is missing or, with a line to
+    `say`, damaged."""
     if path is None:
         return None
     try:
@@ -616,8 +621,8 @@ def locate(
 ) -> list[Found]:
     """Where each run is stored. `fingerprints` maps (data, vocab_size) to a fingerprint, None where unknown.
 
-    Damaged records, packs and exported tables count as not there; `say` is told of them. In the exported `layer` a
-    run matches by key, else by recipe: the same configuration on another corpus.
+    Damaged records, packs and exported tables count as not there; `say` is told of them. In the
+    exported `layer` a run matches by key, else by recipe: the same configuration on another corpus.
     """
     below = exported(layer, say)
     by_key, by_recipe = set(), {}
@@ -666,7 +671,7 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
     wanted = [f.table_key for f in found if f.layer != "store"]
     if wanted:
         if (below := exported(layer)) is None:
-            raise UserError("table: the exported table was lost or damaged since the runs were planned")
+            raise UserError("table: the exported table was lost or damaged since runs were planned")
         below_runs, below_curves = below
         rows.append(below_runs[below_runs["key"].isin(wanted)])
         below_curves = below_curves[[name for name in below_curves if name == "key" or _wanted(name, columns)]]
@@ -682,14 +687,16 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
 
 
 def _gather(wanted: set[str], folder: pathlib.Path, columns, meta=META[1:]) -> pa.Table:
-    """Rows of the `wanted` keys, wherever in the store they are, in the layout of a pack without empty curves."""
+    """Rows of the `wanted` keys, wherever in the store they are, in the layout of a pack without
+    empty curves."""
     records = (_read_loose(folder, k, of_today=True) for k in _loose(folder) if k in wanted)
     records = ((m, {n: v for n, v in c.items() if _wanted(n, columns)}) for m, c in filter(None, records))
     parts = list(_batches(records))
     missing = wanted.difference(*(part["key"].to_pylist() for part in parts))
     for _ in range(2):  # packs that a merge replaces while they are read are found at the second look
         for path, keys in _packs(folder).items() if missing else ():
-            if (here := keys.today & missing) and (rows := _read_pack(path, columns, meta)) is not None:
+            here = keys.today & missing
+            if here and (rows := _read_pack(path, columns, meta)) is not None:
                 rows = _with_keys(rows, here)
                 parts.append(rows.select(["key", "recipe", *meta, *_not_empty(rows)]))
                 missing -= here
@@ -757,8 +764,8 @@ def _four_digits(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lean(curves: pd.DataFrame) -> pd.DataFrame:
-    """Curves as they go out: without the RMS of parameters and of norm scales, which no figure reads,
-    and with four digits: a quarter of the size."""
+    """Curves as they go out: without the RMS of parameters and of norm scales, which no figure
+    reads, and with four digits: a quarter of the size."""
     left_out = [c for c in curves if c.startswith("param_rms/") or c.endswith("/scale")]
     return _four_digits(curves.drop(columns=left_out))
 
@@ -766,9 +773,9 @@ def _lean(curves: pd.DataFrame) -> pd.DataFrame:
 def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folder=None, say=print):
     """Write tables as `runs.parquet` and `curves.parquet`; runs of other recipes already there are kept.
 
-    Rows that no configuration of today asks for, of an older schema or with other fields, are dropped.
-    If one of the tables is missing or damaged, its part of the kept runs comes from the store in
-    `folder` (default: the usual one).
+    Rows that no configuration of today asks for, of an older schema or with other fields, are
+    dropped. If one of the tables is missing or damaged, its part of the kept runs comes from the
+    store in `folder` (default: the usual one).
     """
     curves = _lean(curves)
     below_runs, below_curves = _below(target, folder or configuration.folder("store"), say)
@@ -777,7 +784,8 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folde
         kept = kept[np.array([_reachable(row) for row in kept.to_dict("records")], bool)]
         runs = pd.concat([kept, runs], ignore_index=True)
         kept_curves = below_curves[below_curves["key"].isin(kept["key"])]
-        of_others = [name for name in kept_curves if name not in curves and kept_curves[name].isna().all()]
+        empty = [name for name in kept_curves if kept_curves[name].isna().all()]
+        of_others = [name for name in empty if name not in curves]
         curves = pd.concat([kept_curves.drop(columns=of_others), curves], ignore_index=True)
     runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)
     for name, frame in (("curves", curves), ("runs", runs)):
@@ -794,8 +802,8 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folde
 
 
 def _below(target: pathlib.Path, folder: pathlib.Path, say) -> tuple:
-    """The tables exported before, or None and None. Where only one can be read, the other is made from
-    the store."""
+    """The tables exported before, or None and None. Where only one can be read, the other is made
+    from the store."""
     whole = {}
     for name in EXPORTED:
         try:
@@ -814,7 +822,7 @@ def _below(target: pathlib.Path, folder: pathlib.Path, say) -> tuple:
 
 
 def _of_keys(keys: set[str], folder: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Runs and curves, ready for export, of those `keys` that the store has; None where it has none."""
+    """Runs and curves, ready for export, of those `keys` that the store has; None for none."""
     found = []
     if there := _stored(keys, folder):
         records = _gather(there, folder, (), META)
