@@ -86,7 +86,7 @@ def pending(missing, say=print) -> list[dict]:
     """Groups that have a checkpoint, all their runs among the keys `missing`: their `keys`, and
     `layout` by field.
 
-    A run is in one of them at most. Groups that cannot be read are passed over, a line to `say` each.
+    A run is in one of them at most. A group that cannot be read is passed over, with a line.
     """
     if not root().is_dir():
         return []
@@ -106,7 +106,7 @@ def pending(missing, say=print) -> list[dict]:
 
 
 def _read_group(folder) -> dict | None:
-    """The group of a folder of checkpoints, None where its file is damaged or of another version."""
+    """The group of a folder of checkpoints, None where its file is damaged or of other fields."""
     from proxies_lib.train import Layout
 
     try:
@@ -220,8 +220,8 @@ class Group:
             store.write_atomically(pathlib.Path(file), content)
 
     def restore(self, state, metrics, step: int | None = None):
-        """State, first losses and points of the checkpoint at `step`, or of the last whole one; None
-        where there is none. `state` is abstract, with the shardings it is wanted in; `metrics` are
+        """State, first losses and points of the checkpoint at `step`, or of the last whole one;
+        None where there is none. `state` is abstract, with the shardings it is wanted in; `metrics` are
         those of a chunk (Trainer.abstract)."""
         if not (self.folder / "group.json").exists():
             return None
@@ -272,7 +272,7 @@ class Group:
         saved = self._tried(lambda: self._save(step, tree))
         if stop:
             saved = self._settled() and saved
-            then = "start again to go on from there" if saved else "a checkpoint could not be written"
+            then = "start again to go on from there" if saved else "no checkpoint could be written"
             raise Preempted(f"stopped by SIGTERM at step {step} of {self.steps}; {then}")
 
     def _save(self, step: int, tree: dict):
@@ -289,8 +289,8 @@ class Group:
         return self.manager is None or self._tried(self.manager.wait_until_finished)
 
     def _tried(self, write) -> bool:
-        """Whether `write()` worked. If not, a line, the first time, and no remains. Where there are several
-        processes all would have to know of it, so there it raises."""
+        """Whether `write()` worked. If not, a line, the first time, and no remains. Where there are
+        several processes all would have to know of it, so there it raises."""
         try:
             write()
         except Exception as error:  # Orbax and TensorStore raise almost anything on a full disk
@@ -298,7 +298,8 @@ class Group:
                 raise
             if not self.failed:
                 why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-                self.say(f"checkpoint: {self.folder.name} was not written ({why}); training goes on")
+                name = self.folder.name
+                self.say(f"checkpoint: {name} was not written ({why}); training goes on")
             self.failed = True
             for remains in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
                 remains.rmtree(missing_ok=True)

@@ -62,7 +62,7 @@ META = ("config", "result", "provenance")
 PACK_BYTES = 15 * 2**20  # of a pack at most, where it holds more than one run
 ENTRY_BYTES = 2**28  # of an entry of a record, unpacked, at most: ten times the largest curves
 FIRST_FIELDS = FIELDS.keys() - set(LATER)  # that every record has
-CHECKED = {b"keys": b"recomputed"}  # metadata of a pack whose keys all follow from their rows
+CHECKED = {b"keys": b"recomputed"}  # metadata of a pack whose keys all are "today" (see `_kind`)
 LINES = 5  # of damaged files told one by one
 DAY = 86400.0
 
@@ -86,7 +86,7 @@ def write(folder: pathlib.Path, meta: dict, curves: dict[str, np.ndarray]) -> pa
 
 
 def write_atomically(path: pathlib.Path, content: bytes):
-    """Write a file so that readers see the old one or the new one, never a part; also after a crash.
+    """Write a file so that readers see the old one or the new one, never a part, even in a crash.
 
     Its mode is the user's umask's. Raises OSError where the disk is full or read-only, and then
     leaves nothing behind.
@@ -148,7 +148,7 @@ def read(folder: pathlib.Path, run_key: str, columns=None) -> Record | None:
     if (record := _read_loose(folder, run_key)) is not None:
         meta, curves = record
         return meta, {name: values for name, values in curves.items() if _wanted(name, columns)}
-    for path in (path for path, keys in _packs(folder).items() if run_key in keys.all):
+    for path in (p for p, keys in _packs(folder).items() if run_key in keys.today | keys.other):
         if (rows := _read_pack(path, columns)) is not None:
             row = _with_keys(rows, {run_key})
             curves = {name: row[name][0].values for name in _curves(row.schema)}
@@ -233,8 +233,8 @@ def _is_scalar(value) -> bool:
 
 
 def _kind(meta: dict) -> str:
-    """What the key of well-shaped metadata is worth: "today" where it follows from configuration and
-    fingerprint, "false" where it does not, "other" where that cannot be told: it has fields of
+    """What the key of well-shaped metadata is worth: "today" where it follows from configuration
+    and fingerprint, "false" where it does not, "other" where that cannot be told: it has fields of
     another version, so no run of today asks for it."""
     setting, fingerprint = meta["config"], meta["provenance"]["fingerprint"]
     if any(key_of(setting, fingerprint, n) == meta["key"] for n in range(SCHEMA, 0, -1)):
@@ -274,14 +274,9 @@ class Keys(NamedTuple):
     other: frozenset = frozenset()
     false: frozenset = frozenset()
 
-    @property
-    def all(self) -> frozenset:
-        """Those of rows that are believed."""
-        return self.today | self.other
-
 
 def _packs(folder: pathlib.Path, report=_silent) -> dict[pathlib.Path, Keys]:
-    """Keys of each intact pack of a store, in the order of their names; a line for a damaged one."""
+    """Keys of each intact pack of a store, in the order of names; a line for a damaged one."""
     paths = sorted(pathlib.Path(folder).glob("packs/*.parquet"))
     try:
         return _intact([p for p in paths if os.path.exists(p) and p.name[0] != "."], report)
@@ -302,7 +297,7 @@ def _intact(paths: list[pathlib.Path], report: Callable[[str], None]) -> dict[pa
 
 
 def _keys(path: pathlib.Path) -> Keys | None:
-    """Keys of a pack, None where its content is not what its name says. Raises FileNotFoundError."""
+    """Keys of a pack, None where content and name do not agree. Raises FileNotFoundError."""
     state = path.stat()
     return _keys_of(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
@@ -389,8 +384,8 @@ def _batches(records: Iterable[Record]) -> Iterator[pa.Table]:
 
 
 def pack(folder: pathlib.Path, records: Iterable[Record]) -> list[pathlib.Path]:
-    """Write `records`, metadata and curves as in `write`, straight into packs. Raises UserError on a
-    wrong key."""
+    """Write `records`, metadata and curves as in `write`, straight into packs. Raises UserError on
+    a wrong key."""
     return _write_packs(folder, _batches(records))
 
 
@@ -413,13 +408,14 @@ def _write_packs(folder: pathlib.Path, tables: Iterable[pa.Table]) -> list[pathl
 
 
 def _write_pack(folder: pathlib.Path, rows: pa.Table) -> list[pathlib.Path]:
-    if false := (keys := _sorted_out(rows)).false:
-        refuse("key", min(false), "does not follow from configuration and fingerprint of its run")
+    keys = _sorted_out(rows)
+    if wrong := keys.false | keys.other:
+        refuse("key", min(wrong), "does not follow from configuration and fingerprint of its run")
     curves = _not_empty(rows)
     rows = rows.select(["key", "recipe", *META, *curves]).combine_chunks()
     buffer = io.BytesIO()
     pq.write_table(
-        rows.replace_schema_metadata(None if keys.other else CHECKED),
+        rows.replace_schema_metadata(CHECKED),
         buffer,
         compression="zstd",
         use_dictionary=False,
@@ -445,8 +441,8 @@ def merge(sources: list[pathlib.Path], target: pathlib.Path, say: Callable[[str]
     """Bring the runs of `sources`, stores or packs, into the store `target` as packs, and pack its own records.
 
     Runs that `target` has already are kept as they are. Its small packs are combined; sources are
-    left alone. What a new pack replaces is deleted at the end, so a merge may be killed and started
-    again at any time. Raises UserError where the disk is full or cannot be written.
+    left alone, and so are records of another version. What a new pack replaces is deleted at the
+    end, so a merge may be killed and started again at any time. Raises UserError where the disk is full or cannot be written.
     """
     target, sources = pathlib.Path(target), [pathlib.Path(source) for source in sources]
     for source in sources:
@@ -486,8 +482,9 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[dict, lis
     """The work of `merge`: how many runs came from where, and lines about what is damaged."""
     count, damaged = collections.Counter(), []
     own, loose = _packs(target, damaged.append), _loose(target)
-    small = {path: keys for path, keys in own.items() if _is_small(path) and not keys.false}
-    have = set().union(*(keys.all for path, keys in own.items() if path not in small))
+    pure = {path: keys for path, keys in own.items() if not keys.false | keys.other}
+    small = {path: keys for path, keys in pure.items() if _is_small(path)}
+    have = set().union(*(keys.today for path, keys in own.items() if path not in small))
 
     def fresh(table: pa.Table, origin: str) -> pa.Table:
         new = {k for k in table["key"].to_pylist() if k not in have}
@@ -498,15 +495,20 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[dict, lis
 
     def records(folder: pathlib.Path, paths: dict[str, pathlib.Path]):
         for run_key, path in paths.items():
-            if (record := _read_loose(folder, run_key)) is not None:
+            if (record := _read_loose(folder, run_key, of_today=True)) is not None:
                 yield record
+            elif _read_loose(folder, run_key) is not None:
+                damaged.append(f"store: record {path.name} is of another version; it is left alone")
             elif os.path.lexists(path):
                 damaged.append(_damaged(path))
 
     def packed(packs: dict[pathlib.Path, Keys]):
         for path, keys in packs.items():
+            if keys.other:
+                n = len(keys.other)
+                damaged.append(f"store: pack {path.name} has {n} rows of another version; they stay")
             if (rows := _read_pack(path)) is not None:
-                yield _with_keys(rows, keys.all)
+                yield _with_keys(rows, keys.today)
             else:
                 damaged.append(f"store: pack {path.name} could not be read")
 
@@ -525,9 +527,10 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[dict, lis
 
     written = _write_packs(target, tables())
     replaced = small.keys() - set(written)
-    safe = set().union(*(keys.all for path, keys in _packs(target).items() if path not in replaced))
+    left = (keys for path, keys in _packs(target).items() if path not in replaced)
+    safe = set().union(*(keys.today for keys in left))
     for path in replaced:
-        if own[path].all <= safe:
+        if own[path].today <= safe:
             path.unlink(missing_ok=True)
     for path in (path for run_key, path in loose.items() if run_key in safe and path.is_file()):
         path.unlink(missing_ok=True)
@@ -540,7 +543,7 @@ def _damaged(path: pathlib.Path) -> str:
 
 
 def _remove_abandoned(folder: pathlib.Path):
-    """Delete what killed writers left in a store: scratch files (see `write_atomically`) a day old."""
+    """Delete what killed writers left in a store: scratch of `write_atomically`, a day old."""
     ours = re.compile(r"\.[0-9a-f]{24}\.(npz|parquet)-[0-9a-z_]{8}")  # mkstemp named them once
     for path in (*folder.glob("??/.*"), *folder.glob("packs/.*")):
         with contextlib.suppress(FileNotFoundError):  # its writer lives, and has just finished

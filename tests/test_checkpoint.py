@@ -289,7 +289,7 @@ def killed_after_three(trained, monkeypatch):
 
 
 def goes_on(trained, monkeypatch) -> int:
-    """Train to the end; the chunks it began with. Results must be those of the undisturbed training."""
+    """Train to the end; the chunks it began with. Results must be the undisturbed training's."""
     trainer, runs, corpus, whole = trained
     begun, restore = [], checkpoint.Group.restore
 
@@ -346,7 +346,9 @@ def test_a_damaged_last_step_is_a_line_and_an_earlier_one_is_taken(
     assert not err
 
 
-def test_with_every_step_damaged_training_starts_from_the_beginning(trained, often, monkeypatch, capsys):
+def test_with_every_step_damaged_training_starts_from_the_beginning(
+    trained, often, monkeypatch, capsys
+):
     for step in killed_after_three(trained, monkeypatch):
         flip(step)
     assert goes_on(trained, monkeypatch) == 0

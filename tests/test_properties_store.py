@@ -1,5 +1,5 @@
-"""Whatever happens to the bytes of records, packs, exported tables and groups of checkpoints, reading
-gives what was written or says that it is missing; and what was written comes back as it was."""
+"""Whatever happens to the bytes of records, packs, exported tables and groups of checkpoints,
+reading gives what was written or says that it is missing; and what was written comes back as it was."""
 
 import json
 import os
@@ -32,8 +32,18 @@ def cases(count):
 
 
 def meta(run, fingerprint="f1", **changes):
-    result = {"final_loss": 1.5, "init_loss": 4.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
-    parts = {"config": config.flat(run), "result": result, "provenance": {"fingerprint": fingerprint}}
+    result = {
+        "final_loss": 1.5,
+        "init_loss": 4.0,
+        "diverged": False,
+        "diverged_step": -1,
+        "train_seconds": 1.0,
+    }
+    parts = {
+        "config": config.flat(run),
+        "result": result,
+        "provenance": {"fingerprint": fingerprint},
+    }
     return {"key": config.key(run, fingerprint)} | parts | changes
 
 
@@ -65,10 +75,12 @@ def lay_out(files, folder):
 
 @st.composite
 def damages(draw, size: int):
-    """What may happen to `size` bytes, as a function of them: flipped bits, lost ends and parts, new parts."""
+    """What may happen to `size` bytes, as a function of them: flipped, lost and new parts."""
     begin, end = sorted((draw(st.integers(0, size - 1)), draw(st.integers(0, size))))
     new = draw(st.binary(max_size=20))
-    flips = draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, 7)), min_size=1, max_size=3))
+    flips = draw(
+        st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, 7)), min_size=1, max_size=3)
+    )
 
     def flipped(content):
         changed = bytearray(content)
@@ -105,14 +117,16 @@ def test_a_damaged_record_is_the_record_or_missing_with_a_line(damage):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 @st.composite
 def metas(draw):
-    """The metadata of a record with anything in place of the whole, of a part, or of a value; or without it."""
+    """The metadata of a record with anything in place of the whole, a part, or a value."""
     whole, anything = json.loads(json.dumps(meta(SMOKE))), draw(JSON)
     part = draw(st.sampled_from([None, "key", *store.META]))
     if part is None:
@@ -190,7 +204,11 @@ SIZES = {name: len(EXPORT[f"out/{name}.parquet"]) for name in store.EXPORTED}
 
 
 @cases(60)
-@given(st.sampled_from(list(SIZES)).flatmap(lambda name: st.tuples(st.just(name), damages(SIZES[name]))))
+@given(
+    st.sampled_from(list(SIZES)).flatmap(
+        lambda name: st.tuples(st.just(name), damages(SIZES[name]))
+    )
+)
 def test_a_damaged_export_never_stops_a_run_and_is_written_anew(damaged):
     name, damage = damaged
     with tempfile.TemporaryDirectory() as scratch:
@@ -239,7 +257,9 @@ def test_a_damaged_group_of_checkpoints_is_the_group_or_a_line(damage):
 
 
 FLOATS = st.floats(width=32)
-NAMES = st.text("abz/_0.é ", min_size=1, max_size=8).filter(lambda name: name not in ("key", "step"))
+NAMES = st.text("abz/_0.é ", min_size=1, max_size=8).filter(
+    lambda name: name not in ("key", "step")
+)
 
 
 @st.composite
@@ -251,11 +271,22 @@ def records(draw):
         names = draw(st.lists(NAMES, max_size=3, unique=True))
         values = st.lists(FLOATS, min_size=n, max_size=n)
         curves = {name: np.array(draw(values), np.float32) for name in names}
-        steps = np.array(sorted(draw(st.sets(st.integers(0, 2**24), min_size=n, max_size=n))), np.int32)
-        result = meta(run)["result"] | {"final_loss": draw(st.floats()), "diverged": draw(st.booleans())}
-        provenance = {"fingerprint": "f1", "device": draw(st.text(max_size=5)), "jax": draw(st.text(max_size=5))}
+        steps = np.array(
+            sorted(draw(st.sets(st.integers(0, 2**24), min_size=n, max_size=n))), np.int32
+        )
+        result = meta(run)["result"] | {
+            "final_loss": draw(st.floats()),
+            "diverged": draw(st.booleans()),
+        }
+        provenance = {
+            "fingerprint": "f1",
+            "device": draw(st.text(max_size=5)),
+            "jax": draw(st.text(max_size=5)),
+        }
         run = replace(run, lr=draw(st.floats(1e-3, 10)))
-        made.append((run, meta(run, result=result, provenance=provenance), {"step": steps} | curves))
+        made.append(
+            (run, meta(run, result=result, provenance=provenance), {"step": steps} | curves)
+        )
     return made
 
 
@@ -271,7 +302,7 @@ def test_records_come_back_as_written_loose_packed_and_in_tables(made):
         for where, sources in ((folder, None), (other, [folder]), (folder, [])):
             if sources is not None:
                 store.merge(sources, where, say=lambda line: None)
-            for run, each, curves in made:
+            for _, each, curves in made:
                 assert same(store.read(where, each["key"]), each, curves)
             tables.append(store.table(find(runs, where), where))
         for table, curves in tables[1:]:

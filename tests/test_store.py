@@ -266,12 +266,12 @@ def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smok
     assert packs(tmp_path) == before
 
 
-def test_a_record_of_other_fields_is_packed_as_it_is(tmp_path, smoke):
+def test_a_record_of_other_fields_is_left_as_it_is(tmp_path, smoke):
     other = meta(smoke) | {"key": "of another schema"}
     other["config"] = other["config"] | {"no_such_field": 1}
     store.write(tmp_path, other, CURVES)
     records = {"of another schema": store.read(tmp_path, "of another schema")}
-    merged([], tmp_path)
+    assert "is of another version; it is left alone" in merged([], tmp_path)
     assert_same(tmp_path, records)
 
 
@@ -404,7 +404,7 @@ def test_many_damaged_records_are_a_few_lines(tmp_path, smoke, capsys):
     assert len(lines) == 6 and lines[-1] == "store: and 15 more files are damaged"
 
 
-def test_a_record_of_another_run_is_not_believed_whatever_it_says_its_key_is(tmp_path, smoke, capsys):
+def test_a_record_of_another_run_is_not_believed_whatever_it_says(tmp_path, smoke, capsys):
     other = replace(smoke, seed=1)
     lie = meta(other) | {"key": meta(smoke)["key"]}
     store.write(tmp_path, lie, CURVES)
@@ -420,19 +420,23 @@ def test_a_record_of_another_run_is_not_believed_whatever_it_says_its_key_is(tmp
 def test_a_record_of_other_fields_is_no_run_of_today(tmp_path, smoke):
     other = meta(smoke)
     other["config"] = other["config"] | {"no_such_field": 1}
-    store.write(tmp_path, other, CURVES)
-    for _ in range(2):  # a record, then in a pack
-        assert not find([smoke], tmp_path)[0].layer
-        merged([], tmp_path)
-    assert len(packs(tmp_path)) == 1 and not loose(tmp_path)
+    path = store.write(tmp_path, other, CURVES)
+    assert not find([smoke], tmp_path)[0].layer
+    merged([], tmp_path)
+    assert loose(tmp_path) == [path] and not packs(tmp_path)
+    store.write(tmp_path, meta(smoke), CURVES)
+    merged([], tmp_path)
+    assert find([smoke], tmp_path)[0].layer == "store" and not loose(tmp_path)
 
 
-def test_a_pack_with_rows_under_a_wrong_key_is_a_line_and_stays(tmp_path, smoke, monkeypatch, capsys):
+def test_a_pack_with_rows_under_a_wrong_key_is_a_line_and_stays(
+    tmp_path, smoke, monkeypatch, capsys
+):
     runs = seeds(smoke, 2)
     lie = meta(runs[1]) | {"key": meta(runs[0])["key"]}
     with monkeypatch.context() as older:  # a version that believed names
-        older.setattr(store, "_sorted_out", lambda rows: store.Keys(frozenset(), frozenset("x")))
-        older.setattr(store, "_kind", lambda meta: "today")
+        older.setattr(store, "_sorted_out", lambda rows: store.Keys(frozenset()))
+        older.setattr(store, "CHECKED", None)
         (pack,) = store.pack(tmp_path, [(lie, CURVES), (meta(runs[1]), CURVES)])
     assert [f.layer for f in find(runs, tmp_path)] == ["", "store"]
     assert capsys.readouterr().out == (
@@ -444,6 +448,21 @@ def test_a_pack_with_rows_under_a_wrong_key_is_a_line_and_stays(tmp_path, smoke,
     assert pack.exists() and [f.layer for f in find(runs, tmp_path)] == ["store", "store"]
     assert [f.layer for f in find(runs, tmp_path / "elsewhere")] == ["", "store"]
     assert_same(tmp_path, records)
+
+
+def test_rows_of_other_fields_stay_in_the_pack_of_an_older_version(tmp_path, smoke, monkeypatch):
+    other = meta(smoke)
+    other["config"] = other["config"] | {"no_such_field": 1}
+    with monkeypatch.context() as older:
+        older.setattr(store, "_sorted_out", lambda rows: store.Keys(frozenset()))
+        older.setattr(store, "CHECKED", None)
+        (pack,) = store.pack(tmp_path, [(other, CURVES)])
+    assert not find([smoke], tmp_path)[0].layer
+    assert "1 rows of another version; they stay" in merged([pack], tmp_path / "elsewhere")
+    records = fill(tmp_path, [smoke])
+    merged([], tmp_path)
+    assert pack.exists() and find([smoke], tmp_path)[0].layer == "store" and not loose(tmp_path)
+    assert len(store.table(find([smoke], tmp_path), tmp_path)[0]) == len(records) == 1
 
 
 def test_packs_of_an_older_version_are_read_as_ever(tmp_path, smoke, monkeypatch):
@@ -506,7 +525,8 @@ def test_a_store_is_no_source_of_its_own(tmp_path, smoke):
     merged([], tmp_path / "store")
     (pack,) = packs(tmp_path / "store")
     (tmp_path / "link").symlink_to("store")
-    for source in (tmp_path / "store", tmp_path / "link", tmp_path / "store" / ".." / "store", pack):
+    here = tmp_path / "store"
+    for source in (here, tmp_path / "link", here / ".." / "store", pack):
         with pytest.raises(UserError, match="is the store itself"):
             store.merge([source], tmp_path / "store")
     assert find([smoke], tmp_path / "store")[0].layer == "store"
@@ -514,7 +534,8 @@ def test_a_store_is_no_source_of_its_own(tmp_path, smoke):
 
 def test_a_merge_removes_what_killed_writers_left_days_ago_and_nothing_else(tmp_path, smoke):
     path = store.write(tmp_path, meta(smoke), CURVES)
-    names = (f".{path.name}-0123abcd", f".{path.name}-x_9zq1kk", f"._{path.name}", ".notes", "notes.npz-x")
+    abandoned = (f".{path.name}-0123abcd", f".{path.name}-x_9zq1kk")
+    names = (*abandoned, f"._{path.name}", ".notes", "notes.npz-x")
     for name in names:
         path.with_name(name).write_bytes(path.read_bytes())
         os.utime(path.with_name(name), (0, 0))
@@ -565,7 +586,9 @@ def test_both_exports_damaged_are_written_anew(tmp_path, smoke):
     assert store.exported(out)[0]["seed"].tolist() in ([0, 1], [1, 0])
 
 
-def test_a_table_without_curves_is_read_and_a_damaged_one_is_one_line(tmp_path, smoke, monkeypatch, capsys):
+def test_a_table_without_curves_is_read_and_a_damaged_one_is_one_line(
+    tmp_path, smoke, monkeypatch, capsys
+):
     fill(tmp_path / "store", [smoke])
     out = tmp_path / "papermill_runs" / "laptop"
     exported(tmp_path / "store", [smoke], out)
