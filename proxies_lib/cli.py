@@ -331,10 +331,10 @@ def _table(options):
     from proxies_lib import outputs, store
 
     place = outputs.source("papermill_runs", options.scale, "runs.parquet", options.published)
-    found = place and store.exported(place)
-    if found is None:
+    runs = place and store.exported_runs(place)
+    if runs is None:
         raise UserError(f"scale={options.scale!r}: no exported table yet; run its sections first")
-    found[0].to_csv(sys.stdout, index=False)
+    runs.to_csv(sys.stdout, index=False)
 
 
 def _claims(options):
