@@ -266,7 +266,8 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
 
     devices = jax.devices()
     for run in runs or _models():
-        layout = Layout() if settings.platform_of_jax() == "cpu" else layout_for(*run.program, devices)
+        on_cpu = settings.platform_of_jax() == "cpu"
+        layout = Layout() if on_cpu else layout_for(*run.program, devices)
         training = _Training(run, layout, devices[: layout.run * layout.data])
         every = checkpoint.interval(run, layout)
         run = config.replace(run, steps=every + run.train.log_every)

@@ -1,6 +1,7 @@
-"""JAX's persistent compilation cache, with a checksum before each entry: a damaged one is said, removed, made again.
+"""JAX's persistent compilation cache, with a checksum before each entry.
 
-JAX itself compresses entries without a checksum (with zstd) and never replaces one that it cannot read.
+JAX itself may compress entries without a checksum (with zstd), so that a flipped bit is code that runs,
+and never replaces an entry that it cannot read. Here a damaged one is said, removed and made again.
 """
 
 import hashlib
@@ -20,7 +21,10 @@ CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 class Entries(CacheInterface):
-    """Compiled programs, a file each; `say` is told, in a line, of what could not be read or written."""
+    """Compiled programs, a file each; `say` is told, in a line, what could not be read or written.
+
+    Eviction (jax_compilation_cache_max_size) is left out.
+    """
 
     def __init__(self, folder: str, say):
         self._path, self.say = pathlib.Path(folder), say
@@ -39,25 +43,24 @@ class Entries(CacheInterface):
         program = content[CHECKSUM_BYTES:]
         if hashlib.sha256(program).digest() == content[:CHECKSUM_BYTES]:
             return program
-        self.say(f"compilation cache: {path.name} is damaged; it is removed and the program compiled again")
+        self.say(f"compilation cache: {path.name} is damaged; it is removed and compiled again")
         path.unlink(missing_ok=True)
         return None
 
     def put(self, key: str, value: bytes):
-        """Write an entry, whole or not at all. Without it the next process compiles again, which is said once."""
+        """Write an entry, whole or not at all. Where that fails, which is said once, the next process
+        compiles again."""
         if not self.writable:
             return
-        scratch = None
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._path, suffix=".part", delete=False) as scratch:
-                scratch.write(hashlib.sha256(value).digest() + value)
-            os.replace(scratch.name, self.file(key))
+            with tempfile.TemporaryDirectory(dir=self._path, prefix="part-") as scratch:
+                whole = pathlib.Path(scratch) / "entry"
+                whole.write_bytes(hashlib.sha256(value).digest() + value)
+                os.replace(whole, self.file(key))
         except OSError as error:
             self.writable = False
-            self.say(f"compilation cache: nothing can be written to {self._path} ({error.strerror})")
-            if scratch:
-                pathlib.Path(scratch.name).unlink(missing_ok=True)
+            self.say(f"compilation cache: cannot write to {self._path} ({error.strerror})")
 
 
 def _say(line: str):
@@ -65,7 +68,8 @@ def _say(line: str):
 
 
 def use_cache(say=_say):
-    """Compile through the cache from now on. It is kept by machine: executables of another CPU do not load."""
+    """Compile through the cache from now on. It is kept by machine: executables of another CPU do not
+    load."""
     machine = config.digest({"flags": cpu("flags"), "machine": platform.machine()})[:8]
     where = config.folder("cache") / "executables" / machine
     compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)

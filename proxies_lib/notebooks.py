@@ -1,6 +1,7 @@
 """Notebooks as programs: find a section, read its grid without running it, execute it with papermill."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import tempfile
@@ -16,7 +17,10 @@ START_SECONDS = 180  # for a kernel to answer, on a busy machine
 
 def sections() -> dict[str, pathlib.Path]:
     """The notebooks by number: {"01": …/01_attention_logit_growth.py}."""
-    return {path.name[:2]: path for path in sorted((config.root() / "notebooks").glob("[0-9][0-9]_*.py"))}
+    return {
+        path.name[:2]: path
+        for path in sorted((config.root() / "notebooks").glob("[0-9][0-9]_*.py"))
+    }
 
 
 def choose(names: list[str]) -> list[pathlib.Path]:
@@ -45,21 +49,25 @@ def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]
                 raise
             except Exception as error:
                 why = sweep.what_failed(error)
-                raise UserError(f"{path.stem}: a cell tagged setup or grid failed ({why})") from error
-    return tuple([run for runs in space.get(name, {}).values() for run in runs] for name in ("runs", "held_out"))
+                raise UserError(f"{path.stem}: a cell of its grid failed ({why})") from error
+    return tuple(
+        [run for runs in space.get(name, {}).values() for run in runs]
+        for name in ("runs", "held_out")
+    )
 
 
 def _read(path: pathlib.Path):
     try:
         return jupytext.read(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.stem}: cannot be read as a notebook ({sweep.what_failed(error)})") from None
+        why = sweep.what_failed(error)
+        raise UserError(f"{path.stem}: cannot be read as a notebook ({why})") from None
 
 
 def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
-    """Run one notebook with papermill into papermill_runs/<label>/, in this interpreter. Raises UserError where a cell
-    fails, the kernel dies or a file cannot be written.
+    """Run one notebook with papermill into papermill_runs/<label>/, in this interpreter.
 
+    Raises UserError where a cell fails, the kernel dies or a file cannot be written.
     The output appears only when complete; a failed one stays beside it as `.failed.ipynb`.
     """
     import nbformat
@@ -84,6 +92,7 @@ def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
     """Execute `notebook` into the file `scratch`; every failure but the system's is a UserError."""
     import papermill
 
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # the line below says it
     with _quiet_kernel():
         try:
             papermill.execute_notebook(
@@ -96,19 +105,21 @@ def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
                 start_timeout=START_SECONDS,
             )
         except papermill.PapermillExecutionError as error:
+            why = f"{error.ename}: {error.evalue}"
             raise UserError(
-                f"{name}: cell {error.cell_index} failed ({error.ename}: {error.evalue}); see {scratch.name}"
+                f"{name}: cell {error.cell_index} failed ({why}); see {scratch.name}"
             ) from None
         except OSError:
             raise
-        except Exception as error:  # of papermill, nbclient, jupyter_client: a kernel that does not start, or dies
+        except Exception as error:  # a kernel that dies or does not start has no type in common
             why = sweep.what_failed(error)
-            hint = "; the system kills one where memory runs out" if "died" in why.lower() else ""
-            raise UserError(f"{name}: its kernel failed ({why}{hint}); see {scratch.name}") from error
+            if "died" in why:
+                why += "; the system kills one where memory runs out"
+            raise UserError(f"{name}: its kernel failed ({why}); see {scratch.name}") from error
 
 
 def _check_that_all_cells_ran(notebook, name: str, scratch: pathlib.Path):
-    """Papermill marks cells as completed although they never ran; only a count says that one did."""
+    """Papermill marks cells as completed although they never ran; a count says that one did."""
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type == "code" and cell.source.strip() and not cell.execution_count:
             raise UserError(f"{name}: cell {i} did not run; see {scratch.name}")
@@ -125,9 +136,11 @@ def _scrub(notebook):
 
 @contextlib.contextmanager
 def _quiet_kernel():
-    """A kernel of this interpreter with a throw-away IPython profile. Another `python3` that Jupyter finds first would
-    run other code, and the user's own start-up files must not change results; ipykernel's start-up warning must not
-    enter the outputs."""
+    """A kernel of this interpreter with a throw-away IPython profile.
+
+    Another `python3` that Jupyter finds first would run other code, and the user's own start-up files
+    must not change results; ipykernel's start-up warning must not enter the outputs.
+    """
     from ipykernel.kernelspec import write_kernel_spec
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,10 @@
-"""Process settings that would change a run's numbers while its key stays the same: pinned, or recorded.
+"""Process settings that would change a run's numbers while its key stays the same.
 
-JAX, XLA and the libraries below them read environment variables, and `jax.config` can be set by whoever imports jax.
-None of that is part of a run. So every setting that changes numbers has one value here, the one our stored numbers were
-made with: `pin_environment` drops variables that are not known to be harmless, `pin_jax` sets the options of
-`jax.config` where programs are traced and run. `unpinned` says what is left to the machine, for the provenance.
+JAX, XLA and the libraries below them read environment variables, and `jax.config` can be set by whoever
+imports jax. None of that is part of a run. So every setting that changes numbers has one value here, the
+one our stored numbers were made with: `pin_environment` drops variables and flags that are not known to
+be harmless, `pin_jax` sets the options of `jax.config` where programs are traced and run. What is left
+to the machine, `unpinned` says for the provenance.
 """
 
 import fnmatch
@@ -12,8 +13,8 @@ import sys
 
 from proxies_lib.config import UserError, refuse
 
-# Options of jax.config by the value that our numbers were made with: JAX's defaults, written down because they may
-# change. An option that an installed version does not have is skipped. `tests/test_settings.py` fails where a version
+# Options of jax.config by the value that our numbers were made with: JAX's defaults, written down because
+# they may change. An option that the installed version lacks is skipped. A test fails where that version
 # has an option that is neither here nor in HARMLESS.
 PINNED = {
     # random numbers: initial weights
@@ -71,7 +72,7 @@ PINNED = {
     "jax_pgle_profiling_runs": 3,
     "jax_use_shardy_partitioner": True,
     "jax_xla_profile_version": 0,
-    # debugging: it stops a run at a loss that is not finite, which is a result here, or runs it without jit
+    # debugging: it stops a run at a loss that is not finite, which is a result here
     "jax_check_static_indices": False,
     "jax_check_tracer_leaks": False,
     "jax_debug_infs": False,
@@ -94,52 +95,81 @@ PINNED = {
     "mock_num_gpu_processes": 0,
 }
 
-# Options, as patterns, that may be what the user likes: which devices, caches, connections, logs, tracebacks, checks
-# that raise or pass, formats of export, and kernels of a kind that no program here has (Pallas, Mosaic).
-HARMLESS = (
-    "jax_platforms", "jax_*_visible_devices", "jax_num_cpu_devices", "jax_cpu_enable_async_dispatch",
-    "jax_cpu_get_*_timeout_minutes",
-    "jax_enable_compilation_cache", "jax_compilation_cache_*", "jax_persistent_cache_*",
-    "jax_raise_persistent_cache_errors", "jax_remove_custom_partitioning_ptr_from_cache_key",
-    "jax_share_binary_between_hosts*",
-    "jax_distributed_*", "jax_mtls_*", "jax_cross_host_*", "jax_force_dcn_cross_host_transfers",
-    "jax_check_proxy_envs", "jax_enable_preemption_service", "jax_enable_recoverability",
-    "jax_logging_level", "jax_log_*", "jax_debug_log_modules", "jax_explain_cache_misses",
-    "jax_compiler_detailed_logging_min_ops", "jax_dump_ir_*", "jax_include_*", "jax_captured_constants_*",
-    "jax_hlo_source_*", "jax_source_url_schema", "jax_pprint_use_color",
-    "jax_traceback_*", "jax_tracer_error_*", "jax_send_traceback_to_runtime",
-    "jax_array_garbage_collection_guard", "jax_transfer_guard*", "jax_thread_guard",
-    "jax_debug_leaked_clients_on_clear_backends", "jax_disable_bwd_checks", "jax_disable_vmap_shmap_error",
-    "jax_disallow_mesh_context_manager", "jax_mutable_array_checks", "jax_raise_on_ppermute_sort_diff",
-    "jax_use_cpp_shard_args",
-    "jax_export_*", "jax_serialization_version", "jax2tf_*", "jax_pallas_*", "jax_mosaic_*",
-)  # fmt: skip
+# Options, as patterns, that may be what the user likes: which devices, caches, connections, logs and
+# tracebacks, checks that raise or pass, formats of export, and kernels of a kind that no program here
+# has (Pallas, Mosaic).
+HARMLESS = tuple(
+    """
+    jax_platforms jax_*_visible_devices jax_num_cpu_devices
+    jax_cpu_enable_async_dispatch jax_cpu_get_*_timeout_minutes
+
+    jax_enable_compilation_cache jax_compilation_cache_* jax_persistent_cache_*
+    jax_raise_persistent_cache_errors jax_remove_custom_partitioning_ptr_from_cache_key
+    jax_share_binary_between_hosts*
+
+    jax_distributed_* jax_mtls_* jax_cross_host_* jax_force_dcn_cross_host_transfers
+    jax_check_proxy_envs jax_enable_preemption_service jax_enable_recoverability
+
+    jax_logging_level jax_log_* jax_debug_log_modules jax_explain_cache_misses
+    jax_compiler_detailed_logging_min_ops jax_dump_ir_* jax_include_* jax_captured_constants_*
+    jax_hlo_source_* jax_source_url_schema jax_pprint_use_color
+    jax_traceback_* jax_tracer_error_* jax_send_traceback_to_runtime
+
+    jax_array_garbage_collection_guard jax_transfer_guard* jax_thread_guard
+    jax_debug_leaked_clients_on_clear_backends jax_disable_bwd_checks
+    jax_disable_vmap_shmap_error jax_disallow_mesh_context_manager jax_mutable_array_checks
+    jax_raise_on_ppermute_sort_diff jax_use_cpp_shard_args
+
+    jax_export_* jax_serialization_version jax2tf_* jax_pallas_* jax_mosaic_*
+    """.split()
+)
 
 # How processes of jax.distributed find each other: read by JAX, but no options of jax.config.
 CONNECTIONS = (
-    "JAX_COORDINATOR_*", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JAX_PARTITION_INDEX",
+    "JAX_COORDINATOR_*",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+    "JAX_LOCAL_DEVICE_IDS",
+    "JAX_PARTITION_INDEX",
     "JAX_SLICE_INDEX",
-)  # fmt: skip
+)
 
 # Flags of XLA that stay. A number of CPU devices is recorded with the others (`unpinned`).
 XLA_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_*", "--xla_gpu_cuda_data_dir")
 
-# Variables of the libraries below JAX that choose algorithms, precision, instructions or threads: dropped.
+# Variables of the libraries below JAX that choose algorithms, precision, instructions or threads.
 LIBRARIES = (
-    "XLA_*", "TF_XLA_FLAGS", "TF_*CUDNN*", "FLAX_*", "ONEDNN_*", "DNNL_*", "CUBLAS*", "CUDNN_*", "NVIDIA_TF32_OVERRIDE", "NPROC",
-    "PJRT_NPROC", "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES",
-)  # fmt: skip
+    "XLA_*",
+    "TF_XLA_FLAGS",
+    "TF_*CUDNN*",
+    "FLAX_*",
+    "ONEDNN_*",
+    "DNNL_*",
+    "CUBLAS*",
+    "CUDNN_*",
+    "NVIDIA_TF32_OVERRIDE",
+    "NPROC",
+    "PJRT_NPROC",
+    "NPY_DISABLE_CPU_FEATURES",
+    "NPY_ENABLE_CPU_FEATURES",
+)
 
-# Variables that an accelerator may need to work at all, and that may change how sums are split: kept and recorded.
+# Variables that an accelerator may need to work at all, and that may change how sums are split.
 RECORDED = (
-    "LIBTPU_INIT_ARGS", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_*", "NCCL_*", "MIOPEN_*", "ROCBLAS_*",
+    "LIBTPU_INIT_ARGS",
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_*",
+    "NCCL_*",
+    "MIOPEN_*",
+    "ROCBLAS_*",
     "HIPBLASLT_*",
-)  # fmt: skip
+)
 
 # What such families also hold: versions that container images state, logs, and where files are.
 INERT = ("*_VERSION", "*LOG*", "*VERBOSE*", "*DEBUG*", "*_PATH", "*_DIR")
 
-# A process whose JAX computes on one CPU thread: what it must find when it starts, and what `use_one_thread` adds.
+# Of a process whose JAX computes on one CPU thread: what it must find as it starts, and all that
+# `use_one_thread` sets.
 ONE_THREAD_AT_START = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 ONE_THREAD = ONE_THREAD_AT_START | {
     "NPROC": "1",
@@ -162,8 +192,8 @@ def is_harmless(option: str) -> bool:
 def pin_environment():
     """Drop variables and flags of XLA that could change numbers; one line on stderr names them.
 
-    It is called as the package is imported: before JAX reads them, and once in the first process, whose children
-    inherit what is left.
+    It is called as the package is imported: before JAX reads them, and only the first process has
+    something to say, since its children inherit what is left.
     """
     dropped = []
     for name in sorted(os.environ):
@@ -186,7 +216,7 @@ def _stays(name: str) -> bool:
 
 
 def _pin_xla_flags() -> list[str]:
-    """Flags that XLA_FLAGS held and that may not stay. (A file of flags, which it may name, is one of them.)"""
+    """Drop flags of XLA_FLAGS, and return them. A file of flags, which it may name, goes, too."""
     flags = os.environ.pop("XLA_FLAGS").split()
     kept = [flag for flag in flags if _any(flag.partition("=")[0], XLA_FLAGS)]
     if kept:
@@ -209,14 +239,17 @@ def _jax_has_started() -> bool:
 
 
 def use_one_thread():
-    """Compute on one CPU thread in this process, which must not have used JAX yet and trains nothing otherwise."""
+    """Compute on one CPU thread in this process, which must not have used JAX yet."""
     global _one_thread
     os.environ.update(ONE_THREAD)
     _one_thread = True
 
 
 def pin_jax():
-    """Set every option of jax.config that changes numbers. Raises UserError where a context of JAX's overrules it."""
+    """Set every option of jax.config that changes numbers.
+
+    Raises UserError where a context, such as jax.enable_x64, overrules the option.
+    """
     import jax
 
     if not _one_thread:  # a variable may have been set since the package was imported
@@ -225,16 +258,14 @@ def pin_jax():
         if name in jax.config.values:
             jax.config.update(name, value)
     found = jax.config.values
-    for name in PINNED.keys() & found.keys():
-        value = getattr(found[name], "name", found[name])
-        pinned = PINNED[name]
-        same = value.lower() == pinned.lower() if isinstance(pinned, str) else value == pinned
-        if not same:
-            refuse(name, value, f"must be {pinned!r} where a run trains; leave the context that changes it")
+    for name in sorted(PINNED.keys() & found.keys()):
+        value = getattr(found[name], "name", found[name])  # of an enum
+        if str(value).lower() != str(PINNED[name]).lower():
+            refuse(name, value, f"must be {PINNED[name]!r} where a run trains; leave its context")
 
 
 def platform_of_jax() -> str:
-    """The kind of device JAX computes on. Raises UserError where JAX_PLATFORMS asks for one that is not here."""
+    """The kind of device JAX computes on. Raises UserError where JAX_PLATFORMS names none that is here."""
     import jax
 
     try:
@@ -243,13 +274,15 @@ def platform_of_jax() -> str:
         said = first_line(error).partition(" (set JAX_PLATFORMS")[0]
         why = said if isinstance(error, RuntimeError) else "there are none"
         if asked := jax.config.values["jax_platforms"]:
-            refuse("JAX_PLATFORMS", asked, f"must name devices that jax finds here, or be unset ({why})")
+            allowed = f"must name devices that jax finds here, or be unset ({why})"
+            refuse("JAX_PLATFORMS", asked, allowed)
         raise UserError(f"jax finds no device to compute on ({why})") from None
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, else its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def threads() -> int:
@@ -258,7 +291,10 @@ def threads() -> int:
 
 
 def unpinned() -> str:
-    """What changes rounding in this process and cannot be pinned, as NAME=value; "" in a worker on one CPU core."""
+    """What may change rounding in this process and is not pinned, as NAME=value joined by "; ".
+
+    It is "" in a worker process on one CPU core, unless a variable of `RECORDED` is set.
+    """
     import jax
 
     kept = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if _any(name, RECORDED)]

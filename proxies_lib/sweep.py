@@ -150,7 +150,7 @@ def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False)
 
 
 def chosen_engine(engine: str = "auto") -> str:
-    """`engine`, else the one that PROXIES_ENGINE names, else "auto". Raises UserError on an unknown one."""
+    """`engine`, else the one that PROXIES_ENGINE names, else "auto". Raises UserError on others."""
     named = engine if engine != "auto" else os.environ.get("PROXIES_ENGINE") or "auto"
     if named not in ENGINES:
         field = "engine" if named == engine else "PROXIES_ENGINE"
@@ -220,8 +220,13 @@ def provenance() -> dict[str, str]:
     if settings.platform_of_jax() != "cpu":
         device = jax.devices()[0].device_kind
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    python, unpinned = platform.python_version(), settings.unpinned()
-    return {"device": device, "python": python, **versions, "commit": commit(), "settings": unpinned}
+    return {
+        "device": device,
+        "python": platform.python_version(),
+        **versions,
+        "commit": commit(),
+        "settings": settings.unpinned(),
+    }
 
 
 def record(folder, run: Run, dataset: data.Dataset, result: dict):
@@ -353,7 +358,7 @@ def _run_processes(plan: Plan, workers: int, quiet: bool):
 
 
 class _Worker:
-    """A single-threaded training process on one core: runs as JSON lines in, a JSON line per finished run out."""
+    """A single-threaded training process on one core: a JSON line per run in, one per reply out."""
 
     def __init__(self, core: int, folder: pathlib.Path):
         self.log = tempfile.TemporaryFile("w+", errors="replace")
@@ -368,7 +373,7 @@ class _Worker:
         )
 
     def train(self, run: Run):
-        """Have `run` trained and stored. Raises UserError, in a line, where that fails or the process dies."""
+        """Have `run` trained and stored. Raises UserError where that fails or the process dies."""
         try:
             self.process.stdin.write(json.dumps(config.flat(run)) + "\n")
             self.process.stdin.flush()
@@ -400,11 +405,12 @@ class _Worker:
         """Where the process's log, with the whole traceback, is kept; "" where it cannot be."""
         self.log.seek(0)
         try:
-            with tempfile.NamedTemporaryFile("w", prefix="proxies-worker-", suffix=".log", delete=False) as kept:
-                kept.write(self.log.read())
+            handle, kept = tempfile.mkstemp(prefix="proxies-worker-", suffix=".log")
+            with open(handle, "w") as file:
+                file.write(self.log.read())
         except OSError:
             return ""
-        return f" (the whole traceback: {kept.name})"
+        return f" (the whole traceback: {kept})"
 
     def __enter__(self):
         return self
@@ -416,7 +422,7 @@ class _Worker:
 
 
 def what_failed(error: BaseException) -> str:
-    """An exception in one line: path and reason of the system's, else its type and the first line of what it says."""
+    """An exception in one line: path and reason of the system's, else its type and first line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{type(error).__name__}: {settings.first_line(error)}"
@@ -425,7 +431,8 @@ def what_failed(error: BaseException) -> str:
 def work(folder: str, core: int):
     """The loop of a worker process. It ends when its parent does, even in the middle of a run.
 
-    A reply holds `notes`, lines for the user, and why there is no result, if so: `refused` by a UserError, or `failed`.
+    A reply holds `notes`, lines for the user, and why there is no result, if so: `refused`, the whole
+    line to say, or `failed`, an error whose traceback is in the log.
     """
     settings.use_one_thread()
     replies = os.fdopen(os.dup(1), "w")
@@ -448,6 +455,8 @@ def work(folder: str, core: int):
             _train_alone(config.from_flat(json.loads(jobs.get())), folder, trainers, notes.append)
         except UserError as error:
             reply["refused"] = str(error)
+        except OSError as error:
+            reply["refused"] = f"worker: {what_failed(error)}; {GO_ON}"
         except Exception as error:
             traceback.print_exc()
             reply["failed"] = what_failed(error)
