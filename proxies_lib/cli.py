@@ -143,7 +143,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _gather(options):
     """Study, notebooks, every run they ask for now and after their predictions; checked before anything is written."""
-    from proxies_lib import notebooks
+    from proxies_lib import notebooks, sweep
 
     if options.workers is not None:
         if options.workers < 1:
@@ -151,6 +151,7 @@ def _gather(options):
         os.environ["PROXIES_WORKERS"] = str(options.workers)
     if options.engine:
         os.environ["PROXIES_ENGINE"] = options.engine
+    sweep.chosen_engine()
     if options.store:
         os.environ["PROXIES_STORE"] = options.store
     shard, overrides = _shard(options.shard), _settings(options)

@@ -1,7 +1,8 @@
 """JAX's persistent compilation cache, with a checksum before each entry.
 
-JAX itself may compress entries without a checksum (with zstd), so that a flipped bit is code that runs,
-and never replaces an entry that it cannot read. Here a damaged one is said, removed and made again.
+JAX itself may compress entries without a checksum (with zstd), so that a flipped bit is code that
+runs, and never replaces an entry that it cannot read. Here a damaged one is said, removed and
+made again.
 """
 
 import hashlib
@@ -48,8 +49,8 @@ class Entries(CacheInterface):
         return None
 
     def put(self, key: str, value: bytes):
-        """Write an entry, whole or not at all. Where that fails, which is said once, the next process
-        compiles again."""
+        """Write an entry, whole or not at all. Where that fails, which is said once, the next
+        process compiles again."""
         if not self.writable:
             return
         try:
@@ -68,8 +69,8 @@ def _say(line: str):
 
 
 def use_cache(say=_say):
-    """Compile through the cache from now on. It is kept by machine: executables of another CPU do not
-    load."""
+    """Compile through the cache from now on. It is kept by machine: executables of another CPU do
+    not load."""
     machine = config.digest({"flags": cpu("flags"), "machine": platform.machine()})[:8]
     where = config.folder("cache") / "executables" / machine
     compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)

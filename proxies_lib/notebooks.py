@@ -1,4 +1,5 @@
-"""Notebooks as programs: find a section, read its grid without running it, execute it with papermill."""
+"""Notebooks as programs: find a section, read its grid without running it, execute it with
+papermill."""
 
 import contextlib
 import logging
@@ -24,7 +25,8 @@ def sections() -> dict[str, pathlib.Path]:
 
 
 def choose(names: list[str]) -> list[pathlib.Path]:
-    """Sections by number or name, the overview last: it shows what the others found. Raises UserError."""
+    """Sections by number or name, the overview last: it shows what the others found. Raises
+    UserError."""
     known = sections()
     chosen = []
     for name in names or list(known):
@@ -35,10 +37,11 @@ def choose(names: list[str]) -> list[pathlib.Path]:
 
 
 def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
-    """The runs a section asks for, from its cells tagged `setup` and `grid`, executed with `parameters`.
+    """The runs a section asks for, from its cells tagged `setup` and `grid`, executed with
+    `parameters`.
 
-    The second list is what the grid calls `held_out`: runs that the notebook trains itself, after a prediction.
-    Raises UserError where the notebook cannot be read or such a cell fails.
+    The second list is what the grid calls `held_out`: runs that the notebook trains itself, after
+    a prediction. Raises UserError where the notebook cannot be read or such a cell fails.
     """
     space = dict(parameters)
     for cell in _read(path).cells:
@@ -138,8 +141,8 @@ def _scrub(notebook):
 def _quiet_kernel():
     """A kernel of this interpreter with a throw-away IPython profile.
 
-    Another `python3` that Jupyter finds first would run other code, and the user's own start-up files
-    must not change results; ipykernel's start-up warning must not enter the outputs.
+    Another `python3` that Jupyter finds first would run other code, and the user's own start-up
+    files must not change results; ipykernel's start-up warning must not enter the outputs.
     """
     from ipykernel.kernelspec import write_kernel_spec
 

@@ -1,10 +1,10 @@
 """Process settings that would change a run's numbers while its key stays the same.
 
-JAX, XLA and the libraries below them read environment variables, and `jax.config` can be set by whoever
-imports jax. None of that is part of a run. So every setting that changes numbers has one value here, the
-one our stored numbers were made with: `pin_environment` drops variables and flags that are not known to
-be harmless, `pin_jax` sets the options of `jax.config` where programs are traced and run. What is left
-to the machine, `unpinned` says for the provenance.
+JAX, XLA and the libraries below them read environment variables, and `jax.config` can be set by
+whoever imports jax. None of that is part of a run. So every setting that changes numbers has one
+value here, the one our stored numbers were made with: `pin_environment` drops variables and flags
+that are not known to be harmless, `pin_jax` sets the options of `jax.config` where programs are
+traced and run. What is left to the machine, `unpinned` says for the provenance.
 """
 
 import fnmatch
@@ -13,9 +13,9 @@ import sys
 
 from proxies_lib.config import UserError, refuse
 
-# Options of jax.config by the value that our numbers were made with: JAX's defaults, written down because
-# they may change. An option that the installed version lacks is skipped. A test fails where that version
-# has an option that is neither here nor in HARMLESS.
+# Options of jax.config by the value that our numbers were made with: JAX's defaults, written down
+# because they may change. An option that the installed version lacks is skipped. A test fails
+# where that version has an option that is neither here nor in HARMLESS.
 PINNED = {
     # random numbers: initial weights
     "jax_default_prng_impl": "threefry2x32",
@@ -95,9 +95,9 @@ PINNED = {
     "mock_num_gpu_processes": 0,
 }
 
-# Options, as patterns, that may be what the user likes: which devices, caches, connections, logs and
-# tracebacks, checks that raise or pass, formats of export, and kernels of a kind that no program here
-# has (Pallas, Mosaic).
+# Options, as patterns, that may be what the user likes: which devices, caches, connections, logs
+# and tracebacks, checks that raise or pass, formats of export, and kernels of a kind that no
+# program here has (Pallas, Mosaic).
 HARMLESS = tuple(
     """
     jax_platforms jax_*_visible_devices jax_num_cpu_devices
@@ -265,7 +265,8 @@ def pin_jax():
 
 
 def platform_of_jax() -> str:
-    """The kind of device JAX computes on. Raises UserError where JAX_PLATFORMS names none that is here."""
+    """The kind of device JAX computes on. Raises UserError where JAX_PLATFORMS names none that is
+    here."""
     import jax
 
     try:

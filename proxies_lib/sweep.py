@@ -431,8 +431,8 @@ def what_failed(error: BaseException) -> str:
 def work(folder: str, core: int):
     """The loop of a worker process. It ends when its parent does, even in the middle of a run.
 
-    A reply holds `notes`, lines for the user, and why there is no result, if so: `refused`, the whole
-    line to say, or `failed`, an error whose traceback is in the log.
+    A reply holds `notes`, lines for the user, and why there is no result, if so: `refused`, the
+    whole line to say, or `failed`, an error whose traceback is in the log.
     """
     settings.use_one_thread()
     replies = os.fdopen(os.dup(1), "w")
