@@ -1,4 +1,4 @@
-"""Properties of settings, of the compilation cache and of numbers in variables, on generated cases."""
+"""Properties of settings, of the compilation cache and of PROXIES_WORKERS, on generated cases."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""No setting of the process changes a run's numbers: it is pinned, or recorded where it cannot be."""
+"""No setting of the process changes a run's numbers: it is pinned, or else recorded."""
 
 import json
 import os
