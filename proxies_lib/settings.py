@@ -245,6 +245,12 @@ def use_one_thread():
     _one_thread = True
 
 
+def _pin_environment_again():
+    """A variable may have been set since the package was imported, before JAX reads it."""
+    if not _one_thread:
+        pin_environment()
+
+
 def pin_jax():
     """Set every option of jax.config that changes numbers.
 
@@ -252,8 +258,7 @@ def pin_jax():
     """
     import jax
 
-    if not _one_thread:  # a variable may have been set since the package was imported
-        pin_environment()
+    _pin_environment_again()
     for name, value in PINNED.items():
         if name in jax.config.values:
             jax.config.update(name, value)
@@ -269,6 +274,7 @@ def platform_of_jax() -> str:
     here."""
     import jax
 
+    _pin_environment_again()
     try:
         return jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that one was found

@@ -251,7 +251,6 @@ class Shardings:
 def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None) -> tuple:
     """The programs `start`, `advance` and `judge` (init, chunk, evaluate), traced for `devices`, which may be a mere
     topology, or for the default one; and their shardings. Raises UserError on a layout that does not divide."""
-    settings.pin_jax()
     layout.check(config, train)
     mesh = None
     if devices is not None:
@@ -295,6 +294,7 @@ class Trainer:
 
     def __init__(self, config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None):
         self.config, self.shape, self.layout, self.lanes = config, train, layout, layout.lanes
+        settings.pin_jax()
         on_cpu = settings.platform_of_jax() == "cpu"
         started = time.perf_counter()
         *programs, self.shardings = trace(config, train, layout, devices)

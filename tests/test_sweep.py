@@ -123,7 +123,7 @@ def test_a_worker_that_does_not_start_is_one_clear_line(tmp_path, runs, monkeypa
 
 
 def test_a_worker_says_what_a_run_failed_by_and_trains_the_next(tmp_path, smoke, monkeypatch):
-    """Also where JAX fails, whose tracebacks end in a footer. A store that is a file takes nothing."""
+    """Also where JAX fails, whose tracebacks end in a footer. The store is a file at first."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "file").write_text("no folder")
     small = replace(smoke, steps=20)
