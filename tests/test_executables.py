@@ -45,22 +45,24 @@ def test_a_sweep_over_a_damaged_cache_says_so_once_and_repairs_it(
 ):
     """Each entry is flipped in its middle: the executable of the training step among them."""
     monkeypatch.setenv("PROXIES_CACHE", str(tmp_path / "cache"))
-    losses, lines = [], []
-    for folder in ("cold", "damaged", "repaired"):
-        cached = list((tmp_path / "cache").rglob("*.xla"))
-        for path in cached if folder == "damaged" else ():
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 1
-            path.write_bytes(content)
-        plan = sweep.plan([replace(smoke, steps=20)], tmp_path / folder)
+
+    def loss(folder) -> float:
+        run = replace(smoke, steps=20)
+        plan = sweep.plan([run], folder)
         sweep.run(plan, workers=1, engine="processes", quiet=True)
-        table, _ = store.table(
-            list(sweep.plan([plan.found[0].run], plan.folder).found), plan.folder
-        )
-        losses.append(table["final_loss"].item())
-        lines.append([line for line in capfd.readouterr().err.splitlines() if "damaged" in line])
-    assert losses[0] == losses[1] == losses[2]
-    assert not lines[0] and not lines[2] and len(lines[1]) == len(set(lines[1])) == len(cached) > 0
+        return store.table(list(sweep.plan([run], folder).found), folder)[0]["final_loss"].item()
+
+    before = loss(tmp_path / "cold")
+    assert "damaged" not in capfd.readouterr().err
+    cached = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.xla")}
+    for path, content in cached.items():
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    assert loss(tmp_path / "damaged") == before
+    said = [line for line in capfd.readouterr().err.splitlines() if "is damaged" in line]
+    assert len(said) == len(set(said)) == len(cached) > 0
+    for path in cached:
+        assert executables.Entries(path.parent, pytest.fail).get(path.stem)
 
 
 def test_the_cache_lies_in_the_projects_own_folder(tmp_path, monkeypatch):
