@@ -210,6 +210,7 @@ def _gather(options):
         os.environ["PROXIES_WORKERS"] = str(options.workers)
     if getattr(options, "engine", None):
         os.environ["PROXIES_ENGINE"] = options.engine
+    sweep.chosen_engine()
     if options.store is not None:
         os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
     shard, overrides = _shard(getattr(options, "shard", "1/1")), _settings(options)
