@@ -13,10 +13,14 @@ import sys
 import tempfile
 
 import jax
-from jax._src import compilation_cache
-from jax._src.compilation_cache_interface import CacheInterface
 
 from proxies_lib import config
+
+try:  # names that JAX keeps to itself: a version without them has its own cache, unchecked
+    from jax._src import compilation_cache
+    from jax._src.compilation_cache_interface import CacheInterface
+except ImportError:
+    compilation_cache, CacheInterface = None, object
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
@@ -73,7 +77,8 @@ def use_cache(say=_say):
     not load."""
     machine = config.digest({"flags": cpu("flags"), "machine": platform.machine()})[:8]
     where = config.folder("cache") / "executables" / machine
-    compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)
+    if hasattr(compilation_cache, "get_file_cache"):
+        compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)
     jax.config.update("jax_compilation_cache_dir", str(where))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
