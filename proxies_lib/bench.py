@@ -151,8 +151,8 @@ def measure_step(seconds: float):
 
 def _without_taps():
     """Where a program is traced: its probes then see nothing, and cost nothing."""
-    when = model.when
-    return unittest.mock.patch.object(model, "when", lambda probe, *observed: when(False, *observed))
+    observe = model.when
+    return unittest.mock.patch.object(model, "when", lambda probe, *seen: observe(False, *seen))
 
 
 KINDS = ("products", "reductions", "other")
@@ -355,14 +355,14 @@ def _store_runs(count: int) -> list[config.Run]:
 def _store_records(count: int):
     """Records of `_store_runs`; their curves are noise, which no compression shortens much."""
     fingerprint = data.open_dataset("synthetic", 1024).fingerprint
-    provenance = {"fingerprint": fingerprint, **sweep.provenance()}
+    origin = {"fingerprint": fingerprint, **sweep.provenance()}
     result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
     steps, rng = np.arange(1, 33, dtype=np.int32) * 10 - 1, np.random.default_rng(0)
     for run in _store_runs(count):
         meta = {"key": config.key(run, fingerprint), "config": config.flat(run), "result": result}
         noise = rng.standard_normal((80, len(steps)), np.float32)
         curves = {f"statistic/{i}": values for i, values in enumerate(noise)} | {"step": steps}
-        yield meta | {"provenance": provenance}, curves
+        yield meta | {"provenance": origin}, curves
 
 
 def _write_loose(folder: str, count: int) -> float:

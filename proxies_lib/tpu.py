@@ -209,17 +209,17 @@ def compile_here(job: dict) -> dict:
     """The part of `check` that runs beside the compiler: lower, count, compile. Nothing concrete touches a device."""
     from jax.experimental import topologies
 
-    from proxies_lib import train
+    from proxies_lib.train import layout_for, trace
 
     run, (kind, shape) = config.from_flat(job["run"]), shape_of(job["topology"])
     special = {"chip_config_name": "megacore"} if kind == "v4" else {}
     special |= {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
     devices = topologies.get_topology_desc(platform="tpu", topology_name=job["topology"], **special).devices
-    chosen = train.layout_for(*run.program, devices, CHIPS[kind].memory * GIB)
+    chosen = layout_for(*run.program, devices, CHIPS[kind].memory * GIB)
     one = {"lanes": 0, "run": 1, "data": math.gcd(len(devices), run.train.batch_size), "accumulate": 1}
-    layout = dataclasses.replace(chosen, **one | job["overrides"])
+    whole = dataclasses.replace(chosen, **one | job["overrides"])
     started = time.perf_counter()
-    traced = train.trace(*run.program, layout, devices)[1]
+    traced = trace(*run.program, whole, devices)[1]
     lowered = traced.lower()
     flops = matmul_flops(traced.jaxpr) / run.train.log_every
     lower_seconds, started = time.perf_counter() - started, time.perf_counter()
@@ -234,7 +234,7 @@ def compile_here(job: dict) -> dict:
         error = str(failure).splitlines()[0]
         need = _asked(error)
     return {
-        "need_gib": need, "error": error, "layout": dataclasses.asdict(layout), "microbatches": chosen.accumulate, "step_flops": flops,
+        "need_gib": need, "error": error, "layout": dataclasses.asdict(whole), "microbatches": chosen.accumulate, "step_flops": flops,
         "collectives": moved, "lower_seconds": lower_seconds, "compile_seconds": time.perf_counter() - started,
         "host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},

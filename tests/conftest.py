@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from proxies_lib import config
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_world(tmp_path_factory):
@@ -15,6 +17,4 @@ def own_world(tmp_path_factory):
 
 @pytest.fixture
 def smoke():
-    from proxies_lib import config
-
     return config.scales()["smoke"].base

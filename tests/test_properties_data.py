@@ -50,7 +50,7 @@ def world(tmp_path_factory, model):
     (home / "link").symlink_to(world / "thesis")
     (home / ".link-0123abcd").symlink_to(world / "thesis")
     with cache_of(world):
-        prepare(world, model, "books")
+        prepared_text(world, model, "books")
     return world
 
 
@@ -58,7 +58,7 @@ def cache_of(world):
     return config.environment("PROXIES_CACHE", str(world / "project" / ".cache"))
 
 
-def prepare(world, model, name, say=quiet):
+def prepared_text(world, model, name, say=quiet):
     return data.prepare("text", name, [str(world / "text.txt")], tokenizer=str(model), say=say)
 
 
@@ -111,7 +111,7 @@ def test_nothing_outside_the_datasets_own_folder_ever_changes(name, world, model
     before = snapshot(world.parent)
     with cache_of(world):
         try:
-            prepared = prepare(world, model, name)
+            prepared = prepared_text(world, model, name)
             assert plain(name) and name not in ("notes", "link")
             assert prepared == data.open_dataset(name, prepared.vocab_size)
         except UserError as error:
@@ -194,7 +194,7 @@ def test_what_is_packed_is_the_text_with_its_ends(texts, world, model):
     (world / "text.txt").write_text("\f".join(texts))
     with cache_of(world):
         try:
-            prepared = prepare(world, model, "packed")
+            prepared = prepared_text(world, model, "packed")
         except UserError as error:
             assert one_line(error) and "documents" in str(error)
             return
@@ -336,7 +336,7 @@ def frail(world, model):
     """A prepared dataset, and the bytes of its files."""
     (world / "text.txt").write_text("\f".join(DOCUMENTS))
     with cache_of(world):
-        prepared = prepare(world, model, "frail")
+        prepared = prepared_text(world, model, "frail")
     folder = pathlib.Path(prepared.path)
     return prepared, {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -418,7 +418,7 @@ def test_a_damaged_tokenizer_is_refused_or_makes_a_dataset_that_opens(flips, kee
     damaged.write_bytes(bytes(content[: int(keep * len(content))]))
     with cache_of(world):
         try:
-            prepared = prepare(world, damaged, "flipped")
+            prepared = prepared_text(world, damaged, "flipped")
         except UserError as error:
             assert one_line(error)
             return

@@ -7,11 +7,11 @@ import pathlib
 import tempfile
 import unittest.mock
 
-from hypothesis import given, settings
+import hypothesis
+from hypothesis import given
 from hypothesis import strategies as st
 
-from proxies_lib import executables, sweep
-from proxies_lib import settings as pinned
+from proxies_lib import executables, settings, sweep
 from proxies_lib.config import UserError
 
 cases = {"deadline": None, "derandomize": True, "database": None}
@@ -19,7 +19,7 @@ words = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_", min_size=1, max_size=20
 families = st.sampled_from(
     ["JAX_", "XLA_", "ONEDNN_", "DNNL_", "CUBLAS", "FLAX_", "NCCL_", "MY_", ""]
 )
-options = st.sampled_from(sorted(pinned.PINNED)).map(str.upper)
+options = st.sampled_from(sorted(settings.PINNED)).map(str.upper)
 flags = st.sampled_from(["--xla_dump_to=x", "--xla_force_host_platform_device_count=2"])
 any_flags = st.lists(flags | st.text("-=_ax1 ", max_size=12) | words).map(" ".join)
 values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
@@ -31,12 +31,12 @@ def pin(environment: dict[str, str], flags: str | None = None) -> tuple[dict[str
     given = environment if flags is None else environment | {"XLA_FLAGS": flags}
     said = io.StringIO()
     with unittest.mock.patch.dict(os.environ, given, clear=True), contextlib.redirect_stderr(said):
-        with unittest.mock.patch.object(pinned, "_jax_has_started", lambda: False):
-            pinned.pin_environment()
+        with unittest.mock.patch.object(settings, "_jax_has_started", lambda: False):
+            settings.pin_environment()
         return dict(os.environ), said.getvalue()
 
 
-@settings(max_examples=400, **cases)
+@hypothesis.settings(max_examples=400, **cases)
 @given(variables)
 def test_pinning_only_drops_says_what_and_leaves_nothing_to_drop(environment):
     left, said = pin(environment)
@@ -46,14 +46,14 @@ def test_pinning_only_drops_says_what_and_leaves_nothing_to_drop(environment):
     assert pin(left) == (left, "")
 
 
-@settings(max_examples=200, **cases)
+@hypothesis.settings(max_examples=200, **cases)
 @given(variables, options)
 def test_no_pinned_option_reaches_jax_by_a_variable(environment, option):
     left, _ = pin(environment | {option: "1"})
-    assert not any(name.lower() in pinned.PINNED for name in left if name.startswith("JAX_"))
+    assert not any(name.lower() in settings.PINNED for name in left if name.startswith("JAX_"))
 
 
-@settings(max_examples=200, **cases)
+@hypothesis.settings(max_examples=200, **cases)
 @given(st.dictionaries(words.map("MY_".__add__), values), any_flags)
 def test_what_is_not_jaxs_stays_and_of_xlas_flags_only_harmless_ones(environment, given_flags):
     left, _ = pin(environment, given_flags)
@@ -63,7 +63,7 @@ def test_what_is_not_jaxs_stays_and_of_xlas_flags_only_harmless_ones(environment
     assert all(flag.startswith(("--xla_dump_", "--xla_force_host_")) for flag in kept)
 
 
-@settings(max_examples=300, **cases)
+@hypothesis.settings(max_examples=300, **cases)
 @given(st.text(max_size=12) | st.integers().map(str) | st.integers(0, 10**6).map(str))
 def test_a_number_of_workers_is_taken_or_refused_in_one_line(text):
     text = text.replace("\0", "").encode(errors="ignore").decode()
@@ -77,7 +77,7 @@ def test_a_number_of_workers_is_taken_or_refused_in_one_line(text):
             assert not text or number == int(text)
 
 
-@settings(max_examples=300, **cases)
+@hypothesis.settings(max_examples=300, **cases)
 @given(st.binary(max_size=200), st.data())
 def test_a_cached_program_is_read_as_written_or_not_at_all(program, data):
     said = []
