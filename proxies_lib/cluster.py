@@ -22,7 +22,6 @@ LOSSES = 5  # a job that took more workers than this with it ends the sweep
 # One chip also on a slice of several hosts: Ray bounds the process to it, so that hosts do not wait for each other.
 SLOTS = {"TPU": {"num_cpus": 0, "resources": {"TPU": 1}}, "GPU": {"num_cpus": 0, "num_gpus": 1}, "CPU": {"num_cpus": 1}}
 
-Job = tuple[store.Found, ...]  # runs that train together
 
 
 class Worker:
@@ -68,40 +67,12 @@ class Worker:
         if compiled not in self.trainers:
             self.trainers[compiled] = Trainer(*compiled, devices)
         with tempfile.TemporaryDirectory() as scratch:
-            for one, result in self.trainers[compiled].train_all(runs, dataset):
+            for one, result in sweep.train_all(self.trainers[compiled], runs, dataset):
                 sweep.record(scratch, one, dataset, result)
             return [store.read(scratch, key) for key in keys]
 
 
-class Jobs:
-    """What is left to hand out, by program."""
-
-    def __init__(self, plan: sweep.Plan, size: int):
-        """`size` runs a job at most, of equal program, corpus and steps."""
-        self.seconds, self.opened, self.left = plan.seconds, set(), collections.defaultdict(collections.deque)
-        groups = collections.defaultdict(list)
-        for f in plan.missing:
-            groups[f.run.program, f.run.data, f.run.hparams.steps].append(f)
-        for (program, *_), members in groups.items():
-            self.left[program] += [tuple(members[i : i + size]) for i in range(0, len(members), size)]
-
-    def __len__(self):
-        return sum(map(len, self.left.values()))
-
-    def take(self, program=None) -> Job:
-        """Stay with the `program` a worker holds; else open the costliest unopened one; else help where most is left."""
-        cost = {p: len(jobs) * self.seconds[p] for p, jobs in self.left.items() if jobs}
-        fresh = {p: seconds for p, seconds in cost.items() if p not in self.opened}
-        if program not in cost:
-            program = max(fresh or cost, key=(fresh or cost).get)
-        self.opened.add(program)
-        return self.left[program].popleft()
-
-    def put_back(self, job: Job):
-        self.left[job[0].run.program].appendleft(job)
-
-
-def run(plan: sweep.Plan, address: str | None = None, workers: int = 0, quiet: bool = False):
+def run(plan, address: str | None = None, workers: int = 0, quiet: bool = False):
     """Train what `plan` misses on the Ray cluster at `address`, else RAY_ADDRESS, else one that runs here or is started.
 
     `workers` slots are asked for, which makes an autoscaling cluster grow; 0: all that the cluster has, now or later.
@@ -126,18 +97,18 @@ def run(plan: sweep.Plan, address: str | None = None, workers: int = 0, quiet: b
         ray.shutdown()
 
 
-def _serve(ray, plan: sweep.Plan, workers: int, quiet: bool):
+def _serve(ray, plan, workers: int, quiet: bool):
     kind = next((k for k in SLOTS if ray.cluster_resources().get(k)), "CPU")
     lanes, options = 0 if kind == "CPU" else LANES, dict(SLOTS[kind])
     if kind == "CPU":
         options["runtime_env"] = {"env_vars": settings.ONE_THREAD_AT_START}
     corpora = {(f.run.data, f.run.model.vocab_size) for f in plan.missing}
     fingerprints = {corpus: data.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)}
-    jobs, lost, awaited = Jobs(plan, max(lanes, 1)), collections.Counter(), {}  # an answer: (worker, job or None)
+    jobs, lost, awaited = sweep.Jobs(plan, max(lanes, 1)), collections.Counter(), {}  # an answer: (worker, job or None)
     progress = sweep.Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
     actor = ray.remote(Worker).options(**options)
 
-    def accept(answer, worker, job: Job | None):
+    def accept(answer, worker, job: sweep.Job | None):
         """Store what a worker sends, or put its job back where it is gone; hand it the next job."""
         try:
             sent = ray.get(answer)

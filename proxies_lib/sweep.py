@@ -279,7 +279,63 @@ class Progress:
 # ------------------------------------------------------------------ engines
 
 
-def _run_lanes(plan: Plan, quiet: bool):
+Job = tuple[store.Found, ...]  # runs that train together
+
+
+class Jobs:
+    """What a plan leaves to train, handed out job by job."""
+
+    def __init__(self, plan, size: int):
+        """`size` runs a job at most, of equal program, corpus and steps."""
+        self.seconds, self.opened = plan.seconds, set()
+        self.left = collections.defaultdict(collections.deque)
+        groups = collections.defaultdict(list)
+        for f in plan.missing:
+            groups[f.run.program, f.run.data, f.run.hparams.steps].append(f)
+        for (program, *_), members in groups.items():
+            for first in range(0, len(members), size):
+                self.left[program].append(tuple(members[first : first + size]))
+
+    def __len__(self):
+        return sum(map(len, self.left.values()))
+
+    def take(self, program=None) -> Job:
+        """The next job for a worker that holds `program`, which costs time to compile.
+
+        It stays with its program; else opens the costliest unopened one; else helps where most is left.
+        """
+        cost = {p: len(jobs) * self.seconds[p] for p, jobs in self.left.items() if jobs}
+        unopened = {p: seconds for p, seconds in cost.items() if p not in self.opened}
+        if program not in cost:
+            program = max(unopened or cost, key=cost.get)
+        self.opened.add(program)
+        return self.left[program].popleft()
+
+    def put_back(self, job: Job):
+        self.left[job[0].run.program].appendleft(job)
+
+
+def train_all(trainer, runs: list[Run], dataset: data.Dataset, keys: list[str] | None = None):
+    """Pairs of run and result for any number of runs of equal steps, as many at once as `trainer` has lanes.
+
+    With `keys` there are checkpoints, resumed from where they exist, removed once the caller asks for more.
+    """
+    from proxies_lib import checkpoint
+
+    width = max(trainer.lanes, 1)
+    for begin in range(0, len(runs), width):
+        members, group, finished = runs[begin : begin + width], None, False
+        if keys:
+            group = checkpoint.Group(members, keys[begin : begin + width], trainer.layout)
+        try:
+            yield from zip(members, trainer.train(members, dataset, group), strict=True)
+            finished = True
+        finally:
+            if group:
+                group.close(finished)
+
+
+def _run_lanes(plan, quiet: bool):
     """Train on this process's accelerators, or, under `jax.distributed`, on those of all processes, in step: the first
     one's store says what is missing, and it alone writes."""
     import jax
@@ -308,7 +364,7 @@ def _run_lanes(plan: Plan, quiet: bool):
                 raise UserError(f"data={name!r}: {again}")
             if (program, layout) not in trainers:
                 trainers[program, layout] = Trainer(*program, layout, devices)
-            for one, result in trainers[program, layout].train_all(runs, dataset, keys):
+            for one, result in train_all(trainers[program, layout], runs, dataset, keys):
                 if first:
                     record(plan.folder, one, dataset, result)
                 progress.add(plan.seconds[program], f"d {program[0].d_model}")
@@ -331,29 +387,19 @@ def _lane_jobs(missing: list[store.Found], devices):
         yield layout_for(*program, devices), members
 
 
-def _run_processes(plan: Plan, workers: int, quiet: bool):
-    groups = collections.defaultdict(collections.deque)
-    for f in plan.missing:
-        groups[f.run.program].append(f)
-    lock, stop = threading.Lock(), threading.Event()
+def _run_processes(plan, workers: int, quiet: bool):
+    jobs, lock, stop = Jobs(plan, 1), threading.Lock(), threading.Event()
     progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
-    started = set()
 
-    def next_job(current):
-        """Stay with the current program; else open the costliest unopened one; else help where most is left."""
+    def take(program) -> Job | None:
         with lock:
-            left = {p: len(g) * plan.seconds[p] for p, g in groups.items() if g}
-            if not left or stop.is_set():
-                return None
-            fresh = {p: cost for p, cost in left.items() if p not in started}
-            program = current if current in left else max(fresh or left, key=(fresh or left).get)
-            started.add(program)
-            return groups[program].popleft()
+            return None if stop.is_set() or not jobs else jobs.take(program)
 
     def serve(core: int):
         current = None
         with _Worker(core, plan.folder) as worker:
-            while (f := next_job(current)) is not None:
+            while job := take(current):
+                (f,) = job
                 current = f.run.program
                 worker.train(f.run)
                 with lock:

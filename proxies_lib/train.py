@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from proxies_lib import checkpoint, model, optim, settings
+from proxies_lib import model, optim, settings
 from proxies_lib.config import DataOrder, ModelConfig, Run, TrainConfig, refuse
 from proxies_lib.data import Dataset
 
@@ -338,21 +338,6 @@ class Trainer:
             return rows(whole)
         shape = (*((self.lanes,) if self.lanes else ()), C, B, T + 1)
         return jax.make_array_from_callback(shape, self.shardings(None, "data"), rows)
-
-    def train_all(self, runs: list[Run], dataset: Dataset, keys: list[str] | None = None):
-        """Pairs of run and result for any number of runs of equal steps, as many at once as there are lanes. With `keys`
-        there are checkpoints, resumed from where they exist, removed once the caller asks for more."""
-        width = max(self.lanes, 1)
-        for begin in range(0, len(runs), width):
-            some, group, finished = runs[begin : begin + width], None, False
-            if keys:
-                group = checkpoint.Group(some, keys[begin : begin + width], self.layout)
-            try:
-                yield from zip(some, self.train(some, dataset, group), strict=True)
-                finished = True
-            finally:
-                if group:
-                    group.close(finished)
 
     def train(self, runs: list[Run], dataset: Dataset, group=None, begin: tuple | None = None) -> list[dict]:
         """Train runs of this program: one, or up to `lanes`. They go on from the last checkpoint of `group`, a

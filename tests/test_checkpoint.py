@@ -53,14 +53,14 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeyp
 
     monkeypatch.setattr(checkpoint.Group, "after", die_at_the_third)
     with pytest.raises(MemoryError):
-        list(trainer.train_all(runs, corpus, keys))
+        list(sweep.train_all(trainer, runs, corpus, keys))
     (group,) = checkpoint.pending(keys)
     assert group["keys"] == keys and Layout(**group["layout"]) == trainer.layout
     steps = sorted(int(path.name) for path in folder.glob("*/steps/*"))
     assert steps == [2 * smoke.train.log_every, 3 * smoke.train.log_every], "the last two are kept"
     seen = []
     monkeypatch.setattr(checkpoint.Group, "after", lambda group, step, *rest: seen.append(step))
-    resumed = [result for _, result in trainer.train_all(runs, corpus, keys)]
+    resumed = [result for _, result in sweep.train_all(trainer, runs, corpus, keys)]
     assert seen[0] == 4 * smoke.train.log_every
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
     assert not checkpoint.pending(keys) and not list(folder.iterdir()), "a finished group leaves nothing"
@@ -83,7 +83,7 @@ def test_rewinding_and_skipping_is_a_run_that_never_saw_the_batches(smoke, often
 
 def test_runs_shorter_than_an_interval_leave_nothing(smoke, folder):
     corpus = data.open_dataset(smoke.data, smoke.model.vocab_size)
-    list(Trainer(*smoke.program).train_all([smoke], corpus, ["key"]))
+    list(sweep.train_all(Trainer(*smoke.program), [smoke], corpus, ["key"]))
     assert not folder.exists()
 
 
@@ -110,7 +110,7 @@ def test_a_layout_moves_to_other_devices(smoke):
 
 SHARDED = """
 import json, sys, jax
-from proxies_lib import checkpoint, config, data
+from proxies_lib import checkpoint, config, data, sweep
 from proxies_lib.train import Layout, Trainer
 run = config.from_flat(json.loads(sys.argv[1]))
 corpus = data.open_dataset("synthetic", run.model.vocab_size)
@@ -123,7 +123,7 @@ def train(devices, after=kept):
         layout = Layout(**group["layout"]).on(devices, run.train)
     if layout not in trainers:
         trainers[layout] = Trainer(*run.program, layout, jax.devices())
-    ((_, result),) = trainers[layout].train_all([run], corpus, ["key"])
+    ((_, result),) = sweep.train_all(trainers[layout], [run], corpus, ["key"])
     return {"data": layout.data, "loss": result["final_loss"], "curve": result["curves"]["loss"].tolist()}
 
 def die(group, step, *rest):
@@ -283,7 +283,7 @@ def killed_after_three(trained, monkeypatch):
 
     with monkeypatch.context() as dying, pytest.raises(Killed):
         dying.setattr(checkpoint.Group, "after", die)
-        list(trainer.train_all(runs, corpus, ["a", "b"]))
+        list(sweep.train_all(trainer, runs, corpus, ["a", "b"]))
     steps = pathlib.Path(checkpoint.root()).glob("*/steps/*")
     return sorted(steps, key=lambda path: int(path.name))
 
@@ -300,7 +300,7 @@ def goes_on(trained, monkeypatch) -> int:
 
     with monkeypatch.context() as spying:
         spying.setattr(checkpoint.Group, "restore", spy)
-        results = [result for _, result in trainer.train_all(runs, corpus, ["a", "b"])]
+        results = [result for _, result in sweep.train_all(trainer, runs, corpus, ["a", "b"])]
     assert all(same(a, b) for a, b in zip(whole, results, strict=True))
     assert not list(checkpoint.root().iterdir())
     return begun[0]

@@ -35,7 +35,7 @@ def runs(smoke):
 
 def test_jobs_share_programs_and_nothing_is_handed_out_twice(tmp_path, runs):
     plan = sweep.plan(runs, tmp_path)
-    jobs = cluster.Jobs(plan, 4)
+    jobs = sweep.Jobs(plan, 4)
     small, large = runs[0].program, runs[-1].program
     first = jobs.take()
     assert [f.run.program for f in first] == [large] * 4, "the costliest program first"
