@@ -164,7 +164,7 @@ def _record(row: pa.Table) -> Record:
 
 
 def _read_loose(folder: pathlib.Path, run_key: str, kind: str = "today") -> Record | None:
-    """A record that is a file of its own and of this `kind` (see `_kind`); None where there is none."""
+    """A record that is a file of its own and of this `kind` (see `_kind`), or None."""
     content = _content(_path(folder, run_key))
     record = _parse(content) if content is not None else None
     if record is None or record[0]["key"] != run_key or _kind(record[0]) != kind:
@@ -444,7 +444,8 @@ def merge(sources: list[pathlib.Path], target: pathlib.Path, say: Callable[[str]
 
     Runs that `target` has already are kept as they are. Its small packs are combined; sources are
     left alone, and so are records of another version. What a new pack replaces is deleted at the
-    end, so a merge may be killed and started again at any time. Raises UserError where the disk is full or cannot be written.
+    end, so a merge may be killed and started again at any time. Raises UserError where the disk is
+    full or cannot be written.
     """
     target, sources = pathlib.Path(target), [pathlib.Path(source) for source in sources]
     for source in sources:
@@ -507,8 +508,8 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[dict, lis
     def packed(packs: dict[pathlib.Path, Keys]):
         for path, keys in packs.items():
             if keys.other:
-                n = len(keys.other)
-                damaged.append(f"store: pack {path.name} has {n} rows of another version; they stay")
+                rows = f"{len(keys.other)} rows of another version"
+                damaged.append(f"store: pack {path.name} has {rows}; they stay")
             if (rows := _read_pack(path)) is not None:
                 yield _with_keys(rows, keys.today)
             else:
