@@ -6,10 +6,11 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 import operator
 import os
 import pathlib
+import reprlib
+import sys
 from dataclasses import dataclass, field
 
 SCHEMA = 2  # bump by hand when the meaning of a stored number changes
@@ -17,6 +18,7 @@ QK_NORMS = ("none", "per_head", "whole", "kappa")
 ATTENTIONS = ("softmax", "squared_relu")
 DECAYS = ("independent", "coupled")
 LR_SCALINGS = ("none", "rms")
+LARGEST = 2**31 - 1  # of whole numbers: JAX holds them in 32 bits, and a larger seed would alias a smaller one
 DTYPES = ("float32", "bfloat16")
 GRADIENT_DTYPES = ("float32", "float16", "float8_e5m2", "float8_e4m3fn")
 
@@ -27,8 +29,34 @@ class UserError(ValueError):
     status = 2  # of the command that ends by it
 
 
+LONGEST_SHOWN = 200  # characters of a value in an error line
+
+
+class _Short(reprlib.Repr):
+    """`repr` that ends: bounded depth and length, whatever was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
+        self.maxstring = self.maxother = self.maxlong = LONGEST_SHOWN
+
+    def repr_int(self, value, level):
+        if value.bit_length() > 10_000:  # Python itself refuses to print more than 4,300 digits
+            return f"a whole number of {value.bit_length()} bits"
+        return super().repr_int(value, level)
+
+
+def shown(value) -> str:
+    """`value` as an error shows it: in one line of at most LONGEST_SHOWN characters."""
+    text = _Short().repr(value).replace("\n", " ")
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    return f"{text[: LONGEST_SHOWN - 60]} … {text[-50:]}"
+
+
 def refuse(name: str, value, allowed: str):
-    raise UserError(f"{name}={value!r}: {allowed}")
+    plain = isinstance(name, str) and name.isprintable() and len(name) <= 60
+    raise UserError(f"{name if plain else shown(name)[:60]}={shown(value)}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -231,15 +259,17 @@ _values = operator.attrgetter(*(f"{part}.{name}".lstrip(".") for name, part in F
 
 
 def _typed(name: str, value, kind: type):
-    """`value` as `kind`; ints become floats where a float is meant, nothing else is converted."""
+    """`value` as `kind`; whole floats become ints, ints floats, -0.0 becomes 0.0, nothing else is converted."""
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:  # false for NaN too; exact for an int of any size
             refuse(name, value, "must be a finite number")
-        return float(value)
+        return float(value) + 0.0
     if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         refuse(name, value, f"must be of type {kind.__name__}")
+    if kind is int and value > LARGEST:
+        refuse(name, value, f"must be at most {LARGEST}")
     return value
 
 
@@ -471,8 +501,10 @@ def study(scale: str, overrides: dict | None = None, train: bool = False, publis
 
     Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list instead).
     """
-    if scale not in scales():
+    if not isinstance(scale, str) or scale not in scales():
         refuse("scale", scale, f"must be one of {', '.join(scales())}")
+    if not isinstance(overrides or {}, dict):
+        refuse("overrides", overrides, "must be a dictionary of names and values")
     chosen, fields, lists = scales()[scale], {}, {}
     for name, value in (overrides or {}).items():
         if name in SWEPT:
