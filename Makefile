@@ -1,4 +1,5 @@
 # make reproduce   re-train and redraw the paper      (SCALE=laptop, ONLY="01" narrows, WORKERS=2)
+# make publish     the same, into the committed outputs, once the code is committed
 # make test        unit tests, and the smoke notebooks under nbval against an empty store
 # make test-ray    the slow suite: `ray` (250 MB) into .venv, then the Ray engine on simulated nodes, one killed mid-run
 SCALE ?= laptop
@@ -6,9 +7,12 @@ ONLY ?=
 WORKERS ?=
 PYTHON ?= python3
 
-.PHONY: reproduce test test-ray bench
+.PHONY: reproduce publish test test-ray bench
 reproduce: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
+
+publish: .venv/.ready
+	.venv/bin/proxies run $(ONLY) --scale $(SCALE) --publish $(if $(WORKERS),--workers $(WORKERS))
 
 test: .venv/.ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile

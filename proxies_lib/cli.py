@@ -2,19 +2,27 @@
 
 import argparse
 import ast
+import io
 import json
 import os
+import pathlib
 import re
 import sys
 
 from proxies_lib import config
 from proxies_lib.config import UserError, refuse
 
+MOST_SEEDS = 10_000  # of one command
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0; 2 for bad input, with one line on stderr; 130 when interrupted, 143 by SIGTERM with a checkpoint."""
-    options = _parser().parse_args(arguments)
+    """Exit status 0; 2 for bad input and 1 for a disk's refusal, with one line on stderr; 130 when interrupted, 143 by
+    SIGTERM with a checkpoint."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
+        options = _parser().parse_args(arguments)
         return options.call(options) or 0
     except UserError as error:
         print(f"proxies: {error}", file=sys.stderr)
@@ -25,11 +33,22 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        where = error.filename2 or error.filename
+        at = f"{config.shown(where)}: " if where else ""
+        print(f"proxies: {at}{config.shown(error.strerror or error)}", file=sys.stderr)
+        return 1
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"proxies: {message}; see {self.prog} --help\n")
+        self.exit(2, f"proxies: {_one_line(message)}; see {self.prog} --help\n")
+
+
+def _one_line(message: str) -> str:
+    """What argparse says, without the line breaks and endless values of what it was given."""
+    words = "".join(c if c.isprintable() else " " for c in message)
+    return words if len(words) <= 400 else f"{words[:399]}…"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,13 +68,26 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(name, call, text)
         sub.add_argument("sections", nargs="*", metavar="SECTION", help="01, 02, …; all without one")
         sub.add_argument("--scale", default="laptop", help="smoke, laptop (default), gpu or paper")
-        sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
-                         help="override sizes, lrs, seeds or a field of the run; outputs go to <scale>-custom")  # fmt: skip
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+            help="override sizes, lrs, seeds or a field of the run; outputs go to a label of its own",
+        )
         sub.add_argument("--seeds", help="as 0,1,2 or 1000-1002: short for --set seeds=[…]")
+        sub.add_argument("--label", metavar="NAME", help="outputs go to <scale>-NAME")
         sub.add_argument("--store", help="folder of the run store")
+        if name != "plan":
+            sub.add_argument(
+                "--publish", action="store_true",
+                help="write the committed outputs, not the local ones; the code must be committed",
+            )
+        if name == "figures":
+            continue
         sub.add_argument("--workers", type=int, help="training processes (default: one per core)")
         sub.add_argument("--engine", choices=("auto", "processes", "lanes", "ray"),
                          help="a process per core, vmapped lanes, a Ray cluster (docs/machines.md); auto: by the device")  # fmt: skip
+        if name == "plan":
+            sub.add_argument("--shard", default="1/1", metavar="i/n", help="only part i of n (1 ≤ i ≤ n)")
+            continue
         sub.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,n,i",
                          help="train in step with other processes; on pods and under Slurm they find each other")  # fmt: skip
         sub.add_argument("--shard", default="1/1", metavar="i/n", help="only train part i of n (1 ≤ i ≤ n)")
@@ -65,12 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--store", help="folder of the run store that receives them")
 
     sub = command("table", _table, "print the exported runs of a scale as csv")
-    sub.add_argument("--scale", default="laptop")
+    _add_label(sub)
     sub = command("claims", _claims, "print the scored claims of a scale")
-    sub.add_argument("--scale", default="laptop")
+    _add_label(sub)
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("--readme", action="store_true", help="write the scoreboard between README's markers")
-    sub.add_argument("--against", metavar="LABEL", help="compare with the verdicts of another scale or protocol")
+    kind = sub.add_mutually_exclusive_group()
+    kind.add_argument("--readme", action="store_true", help="write the published ones between README's markers")
+    kind.add_argument(
+        "--against", metavar="LABEL",
+        help="compare with the verdicts of another label; of the same one: one's own with the published ones",
+    )
     sub = command("bench", _bench, "measure this machine: training beside the matmul peak, sweeps, the store")
     sub.add_argument(
         "part", nargs="?", choices=("step", "profile", "lanes", "checkpoint", "sweep", "store"),
@@ -115,27 +151,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_label(sub):
+    sub.add_argument("--scale", default="laptop", metavar="LABEL", help="a scale, or the label of a protocol")
+    sub.add_argument("--published", action="store_true", help="the committed ones, also where there are own ones")
+
+
 def _settings(options) -> dict:
-    """--set and --seeds as overrides: Python literals, or bare words as strings."""
+    """--set, --seeds and --label as overrides: Python literals, or bare words as strings."""
     overrides = {}
     for item in options.settings:
         name, equals, text = item.partition("=")
         if not equals:
             refuse("set", item, "must be NAME=VALUE")
-        try:
-            overrides[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            overrides[name] = text
-    if options.seeds:
-        parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in options.seeds.split(",")]
-        if not all(parts):
-            refuse("seeds", options.seeds, "must be like 0,1,2 or 1000-1002")
-        overrides["seeds"] = [s for m in parts for s in range(int(m[1]), int(m[2] or m[1]) + 1)]
+        overrides[name] = _literal(text)
+    if options.seeds is not None:
+        overrides["seeds"] = _seeds(options.seeds)
+    if options.label is not None:
+        overrides["label"] = options.label
     return overrides
 
 
+def _literal(text: str):
+    """`text` as a Python literal, else as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
+        return text
+
+
+def _seeds(text: str) -> list[int]:
+    """The seeds of `text`, single ones and ranges: "0,5-7" is [0, 5, 6, 7]."""
+    parts = [re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part) for part in text.split(",")]
+    if not all(parts):
+        refuse("seeds", text, "must be like 0,1,2 or 1000-1002")
+    ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in parts]
+    if not all(ranges) or sum(map(len, ranges)) > MOST_SEEDS:
+        refuse("seeds", text, f"must be 1 to {MOST_SEEDS} seeds, ranges in growing order")
+    return [seed for each in ranges for seed in each]
+
+
 def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         refuse("shard", text, "must be i/n with 1 ≤ i ≤ n")
     return int(match[1]), int(match[2])
@@ -143,40 +199,70 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _gather(options):
     """Study, notebooks, every run they ask for now and after their predictions; checked before anything is written."""
-    from proxies_lib import notebooks
+    from proxies_lib import notebooks, outputs, sweep
 
-    if options.workers is not None:
+    _say_which_project()
+    if getattr(options, "workers", None) is not None:
         if options.workers < 1:
             refuse("workers", options.workers, "must be 1 or more")
         os.environ["PROXIES_WORKERS"] = str(options.workers)
-    if options.engine:
+    if getattr(options, "engine", None):
         os.environ["PROXIES_ENGINE"] = options.engine
-    if options.store:
-        os.environ["PROXIES_STORE"] = options.store
-    shard, overrides = _shard(options.shard), _settings(options)
+    if options.store is not None:
+        os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
+    shard, overrides = _shard(getattr(options, "shard", "1/1")), _settings(options)
     study = config.study(options.scale, overrides, train=True)
     chosen = notebooks.choose(options.sections)
+    if getattr(options, "publish", False):
+        outputs.require_committed(sweep.commit())
+        os.environ[outputs.PUBLISH] = "1"
     parameters = {"scale": options.scale, "train": True, "publish": True, "overrides": overrides}
     asked = [notebooks.runs_of(path, parameters) for path in chosen]
     runs, held_out = ([run for each in which for run in each] for which in zip(*asked, strict=True))
     return study, chosen, parameters, runs, held_out, shard
 
 
+def _say_which_project():
+    """Notebooks are programs: say whose are executed, where one stands in another project folder."""
+    here = config.project_here()
+    if here is not None and here.resolve() != config.root().resolve():
+        print(f"proxies: uses the project folder {config.root()}, which is installed, not {here}", file=sys.stderr)
+
+
+def _new_folder(field: str, text: str) -> str:
+    """`text` as the name of a folder that is there or can be made. Raises UserError."""
+    if not text or "\0" in text:
+        refuse(field, text, "must be the name of a folder")
+    path = pathlib.Path(text).resolve()
+    try:
+        above = next(p for p in (path, *path.parents) if p.exists())
+    except OSError as error:
+        refuse(field, text, f"cannot be a folder ({error.strerror})")
+    if not above.is_dir():
+        refuse(field, text, f"cannot be a folder: {above} is a file")
+    return str(path)
+
+
 def _plan(options):
-    from proxies_lib import sweep
+    from proxies_lib import data, sweep
 
     *_, runs, held_out, shard = _gather(options)
+    for name, vocab_size in sorted({(run.data, run.model.vocab_size) for run in runs}):
+        if name != "stdlib":  # which prepares itself
+            data.open_dataset(name, vocab_size)
     _say_held_out(held_out)
     print(sweep.plan(runs, prepare=False, shard=shard).describe(sweep.cores()))
 
 
 def _run(options):
-    from proxies_lib import notebooks, store, sweep
+    from proxies_lib import notebooks, outputs, store, sweep
 
     _join(options.distributed)
     study, chosen, parameters, runs, held_out, shard = _gather(options)
     _say_held_out(held_out)
     plan = sweep.plan(runs, shard=shard)
+    if shard[1] == 1:
+        outputs.claim(study, sweep.commit())
     print(plan.describe(sweep.cores()), flush=True)
     sweep.run(plan)
     if shard[1] > 1:
@@ -185,9 +271,13 @@ def _run(options):
     if options.distributed:
         print("trained by all processes together, stored by the first; run there without --distributed to go on")
         return
+    if options.publish:
+        trained = sweep.plan(runs)
+        outputs.require_committed(sweep.commit(), store.table(list(trained.found), trained.folder, columns=())[0])
     _execute(notebooks, chosen, parameters, study.label)
     done = sweep.plan(runs + held_out)
-    store.export(*store.table(list(done.found), done.folder), config.folder("papermill_runs") / study.label)
+    table, curves = store.table(list(done.found), done.folder)
+    store.export(table, curves, outputs.target("papermill_runs", study.label))
 
 
 def _join(distributed: str | None):
@@ -212,43 +302,52 @@ def _say_held_out(runs):
 
 
 def _figures(options):
-    from proxies_lib import notebooks
+    from proxies_lib import notebooks, outputs, sweep
 
     study, chosen, parameters, *_ = _gather(options)
+    outputs.claim(study, sweep.commit())
     _execute(notebooks, chosen, parameters | {"train": False}, study.label)
 
 
 def _execute(notebooks, chosen, parameters, label):
+    from proxies_lib import outputs
+
     for path in chosen:
         done = notebooks.execute(path, parameters, label)
         print(f"executed {done.parent.name}/{done.name}", flush=True)
-    print(f"figures in {config.folder('figures') / label}")
+    print(f"figures in {outputs.target('figures', label)}")
 
 
 def _merge(options):
     from proxies_lib import store
 
-    store.merge(options.sources, options.store or config.folder("store"))
+    into = config.folder("store") if options.store is None else _new_folder("store", options.store)
+    store.merge(options.sources, into)
 
 
 def _table(options):
-    from proxies_lib import store
+    from proxies_lib import outputs, store
 
-    found = store.exported(config.folder("papermill_runs") / options.scale)
+    place = outputs.source("papermill_runs", options.scale, "runs.parquet", options.published)
+    found = place and store.exported(place)
     if found is None:
         raise UserError(f"scale={options.scale!r}: no exported table yet; run its sections first")
     found[0].to_csv(sys.stdout, index=False)
 
 
 def _claims(options):
-    from proxies_lib import claims
+    from proxies_lib import claims, outputs
 
-    rows = claims.scoreboard(options.scale)
+    rows = claims.scoreboard(options.scale, options.published or options.readme)
     if options.readme:
-        text = f"{claims.tally(rows)}\n\n{claims.markdown(rows, options.scale)}"
+        with config.environment(outputs.PUBLISH, "1"):
+            text = f"{claims.tally(rows)}\n\n{claims.markdown(rows, options.scale)}"
         _write_between_markers(config.root() / "README.md", text)
     elif options.against:
-        both = claims.against(rows, claims.scoreboard(options.against))
+        itself = options.against == options.scale
+        both = claims.against(rows, claims.scoreboard(options.against, published=itself))
+        if options.json:
+            return _print_json(both)
         for row in both[~both["same"]].itertuples():
             print(f"{row.claim:22} {row.effect:10.3g} {row.verdict:26} {row.effect_other:10.3g} {row.verdict_other}")
         held = both[both["verdict"] == claims.HOLDS]
@@ -256,19 +355,26 @@ def _claims(options):
             f"same verdict: {both['same'].sum()} of {len(both)}; of those that hold: {held['same'].sum()} of {len(held)}"
         )
     elif options.json:
-        print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1, ensure_ascii=False))
+        _print_json(rows)
     else:
         for row in claims.short(rows).itertuples():
             print(f"Fig. {row.figure:4} {row.verdict:24} {row.effect:28} n={row.n}  {row.statement}")
 
 
+def _print_json(rows):
+    print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1, ensure_ascii=False))
+
+
 def _write_between_markers(path, text: str, name: str = "scoreboard"):
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    from proxies_lib import store
+
     old = path.read_text("utf-8")
     if begin not in old or end not in old:
         raise UserError(f"{path.name}: has no {begin} … {end} markers")
     head, rest = old.split(begin, 1)
-    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}", "utf-8")
+    new = f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}"
+    store.write_atomically(path, new.encode())
 
 
 def _bench(options):

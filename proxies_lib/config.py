@@ -6,11 +6,11 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import operator
 import os
 import pathlib
-import reprlib
-import sys
+import re
 from dataclasses import dataclass, field
 
 SCHEMA = 2  # bump by hand when the meaning of a stored number changes
@@ -18,8 +18,8 @@ QK_NORMS = ("none", "per_head", "whole", "kappa")
 ATTENTIONS = ("softmax", "squared_relu")
 DECAYS = ("independent", "coupled")
 LR_SCALINGS = ("none", "rms")
-LARGEST = 2**31 - 1  # of whole numbers: JAX holds them in 32 bits, and a larger seed would alias a smaller one
 DTYPES = ("float32", "bfloat16")
+MAX_INT = 2**31 - 1  # of every whole number: the programs count in int32, and a seed above would wrap around
 GRADIENT_DTYPES = ("float32", "float16", "float8_e5m2", "float8_e4m3fn")
 
 
@@ -29,34 +29,29 @@ class UserError(ValueError):
     status = 2  # of the command that ends by it
 
 
-LONGEST_SHOWN = 200  # characters of a value in an error line
-
-
-class _Short(reprlib.Repr):
-    """`repr` that ends: bounded depth and length, whatever was given."""
-
-    def __init__(self):
-        super().__init__()
-        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
-        self.maxstring = self.maxother = self.maxlong = LONGEST_SHOWN
-
-    def repr_int(self, value, level):
-        if value.bit_length() > 10_000:  # Python itself refuses to print more than 4,300 digits
-            return f"a whole number of {value.bit_length()} bits"
-        return super().repr_int(value, level)
-
-
-def shown(value) -> str:
-    """`value` as an error shows it: in one line of at most LONGEST_SHOWN characters."""
-    text = _Short().repr(value).replace("\n", " ")
-    if len(text) <= LONGEST_SHOWN:
-        return text
-    return f"{text[: LONGEST_SHOWN - 60]} … {text[-50:]}"
+SHOWN = 80  # characters of a refused value
 
 
 def refuse(name: str, value, allowed: str):
-    plain = isinstance(name, str) and name.isprintable() and len(name) <= 60
-    raise UserError(f"{name if plain else shown(name)[:60]}={shown(value)}: {allowed}")
+    """Raise the UserError that says so, in one line whatever `value` is."""
+    raise UserError(f"{shown(name)}={shown(value, repr)}: {allowed}")
+
+
+def shown(value, text=str) -> str:
+    """`value` as a short text without line breaks."""
+    try:
+        words = text(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, a list in itself
+        return f"a {type(value).__name__} too large to print"
+    words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    return words if len(words) <= SHOWN else f"{words[: SHOWN - 1]}…"
+
+
+def component(name: str, text: str) -> str:
+    """`text`, where it can name a file or folder of ours: never a path, never hidden. Raises UserError."""
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?", text):
+        refuse(name, text, "must be a name of up to 64 letters, digits, '.', '_' and '-'")
+    return text
 
 
 @dataclass(frozen=True)
@@ -259,17 +254,21 @@ _values = operator.attrgetter(*(f"{part}.{name}".lstrip(".") for name, part in F
 
 
 def _typed(name: str, value, kind: type):
-    """`value` as `kind`; whole floats become ints, ints floats, -0.0 becomes 0.0, nothing else is converted."""
+    """`value` as `kind`; ints become floats where a float is meant, nothing else is converted."""
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not abs(value) <= sys.float_info.max:  # false for NaN too; exact for an int of any size
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
             refuse(name, value, "must be a finite number")
-        return float(value) + 0.0
+        return number
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         refuse(name, value, f"must be of type {kind.__name__}")
-    if kind is int and value > LARGEST:
-        refuse(name, value, f"must be at most {LARGEST}")
+    if kind is int and value > MAX_INT:
+        refuse(name, value, f"must be at most {MAX_INT}")
     return value
 
 
@@ -357,10 +356,22 @@ def _encoded(name: str, value) -> str:
 
 
 def root() -> pathlib.Path:
-    """The project's folder: the nearest one above the working directory that holds `notebooks`, or this checkout."""
+    """The project's folder: the checkout that this library is part of; else the one that one stands in.
+
+    The notebooks that are executed are thus those of the code that executes them.
+    """
+    installed = pathlib.Path(__file__).resolve().parents[1]
+    return installed if _is_project(installed) else project_here() or installed
+
+
+def project_here() -> pathlib.Path | None:
+    """The nearest project folder at or above the working directory."""
     here = pathlib.Path.cwd()
-    found = (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "proxies_lib").is_dir())
-    return next(found, pathlib.Path(__file__).resolve().parents[1])
+    return next(filter(_is_project, (here, *here.parents)), None)
+
+
+def _is_project(path: pathlib.Path) -> bool:
+    return (path / "notebooks").is_dir() and (path / "proxies_lib").is_dir()
 
 
 def folder(kind: str) -> pathlib.Path:
@@ -411,11 +422,16 @@ class Study:
     train: bool = False
     publish: bool = False
     overrides: tuple = ()
+    name: str = ""
 
     @property
     def label(self) -> str:
-        """Folder name of the outputs; a changed protocol never overwrites the scale's own."""
-        return f"{self.scale}-custom" if self.overrides else self.scale
+        """Folder name of the outputs: the scale, or the scale and the name of a protocol of one's own.
+
+        Without a name a changed protocol has the hash of what it changes, so two never share a folder.
+        """
+        name = self.name or (digest(dict(self.overrides))[:8] if self.overrides else "")
+        return f"{self.scale}-{name}" if name else self.scale
 
     @property
     def upper(self) -> tuple:
@@ -499,14 +515,15 @@ SWEPT = {"lr": "lrs", "seed": "seeds", "d_model": "sizes", "n_layers": "sizes"}
 def study(scale: str, overrides: dict | None = None, train: bool = False, publish: bool = False) -> Study:
     """The protocol of `scale`, with `overrides` of its lists (sizes, lrs, seeds) or of any field of a run.
 
+    The override `label` changes no run: it names the folder of the outputs, <scale>-<label>.
     Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list instead).
     """
-    if not isinstance(scale, str) or scale not in scales():
+    if scale not in scales():
         refuse("scale", scale, f"must be one of {', '.join(scales())}")
-    if not isinstance(overrides or {}, dict):
-        refuse("overrides", overrides, "must be a dictionary of names and values")
+    overrides = dict(overrides or {})
+    own_name = component("label", _typed("label", overrides.pop("label"), str)) if "label" in overrides else ""
     chosen, fields, lists = scales()[scale], {}, {}
-    for name, value in (overrides or {}).items():
+    for name, value in overrides.items():
         if name in SWEPT:
             kind = int if name != "lr" else float
             _typed(name, value, kind)
@@ -516,7 +533,7 @@ def study(scale: str, overrides: dict | None = None, train: bool = False, publis
         elif name in FIELDS:
             fields[name] = value
         else:
-            allowed = ", ".join(["sizes", "lrs", "seeds", *(f for f in FIELDS if f not in SWEPT)])
+            allowed = ", ".join(["label", "sizes", "lrs", "seeds", *(f for f in FIELDS if f not in SWEPT)])
             refuse(name, value, f"unknown parameter; allowed are {allowed}")
     if "lrs" in lists:
         lists["window"] = lists["lrs"]
@@ -527,8 +544,11 @@ def study(scale: str, overrides: dict | None = None, train: bool = False, publis
         lists |= dict.fromkeys(("widths", "depths", "joint", "fitted"), sizes)
     base = replace(chosen.base, **fields)
     grid(base, {("d_model", "n_layers"): lists.get("sizes", chosen.sizes), "lr": lists.get("lrs", chosen.lrs)})
-    changed = tuple(sorted((k, json.dumps(v)) for k, v in (overrides or {}).items()))
-    return dataclasses.replace(chosen, base=base, train=train, publish=publish or train, overrides=changed, **lists)
+    grid(base, {"seed": lists.get("seeds", chosen.seeds)})
+    changed = tuple(sorted((k, json.dumps(v)) for k, v in overrides.items()))
+    return dataclasses.replace(
+        chosen, base=base, train=train, publish=publish or train, overrides=changed, name=own_name, **lists
+    )
 
 
 def _typed_list(name: str, value):

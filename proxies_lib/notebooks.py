@@ -7,7 +7,7 @@ import tempfile
 
 import jupytext
 
-from proxies_lib import config
+from proxies_lib import config, outputs
 from proxies_lib.config import Run, UserError, refuse
 
 
@@ -19,6 +19,8 @@ def sections() -> dict[str, pathlib.Path]:
 def choose(names: list[str]) -> list[pathlib.Path]:
     """Sections by number or name, the overview last: it shows what the others found. Raises UserError."""
     known = sections()
+    if not known:
+        raise UserError(f"notebooks: none in {config.root()}; stand in the project's folder")
     chosen = []
     for name in names or list(known):
         if name[:2] not in known or name not in (name[:2], known[name[:2]].stem):
@@ -40,14 +42,14 @@ def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]
 
 
 def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
-    """Run one notebook with papermill into papermill_runs/<label>/. Raises UserError where a cell fails.
+    """Run one notebook with papermill into its label's folder (`outputs.target`). Raises UserError where a cell fails.
 
     The output appears only when complete; a failed one stays beside it as `.failed.ipynb`.
     """
     import nbformat
     import papermill
 
-    target = config.folder("papermill_runs") / label / f"{path.stem}.ipynb"
+    target = outputs.target("papermill_runs", label) / f"{path.stem}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_suffix(".failed.ipynb")
     with _quiet_kernel():

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from proxies_lib import analysis, config, store, sweep
+from proxies_lib import analysis, outputs, store, sweep
 from proxies_lib.config import Study
 
 BLUE, RED = ("#3b6fb6", "o"), ("#c44e52", "X")  # the default, and the same without qk-layernorm
@@ -436,14 +436,14 @@ def figure_e13(observed: pd.DataFrame, gradient: str, update: str, eps: float) -
 
 
 def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.DataFrame, study: Study):
-    """When publishing, write figures/<label>/<name>.{png,svg,csv}; while only reading, write nothing.
+    """Write <name>.{png,svg,csv} to the figures of the study's label; while only reading, write nothing.
 
     The csv holds exactly the plotted numbers, a `panel` column first; png and svg carry scale, overrides, corpus,
     devices, versions and commits of the runs, and the commit of the drawing.
     """
     if not study.publish:
         return
-    target = config.folder("figures") / study.label
+    target = outputs.target("figures", study.label)
     seen = {k: sorted(map(str, runs[k].unique())) for k in PROVENANCE}
     about = {"scale": study.scale, "overrides": dict(study.overrides), "runs": len(runs), **seen,
              "drawn_at_commit": sweep.commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from proxies_lib import config, data, store
+from proxies_lib import config, data, outputs, store
 from proxies_lib.config import Run, Study, UserError
 
 FLOPS_PER_SECOND = 35e9  # per core, where no stored run of the program tells
@@ -152,9 +152,11 @@ def collect(runs: dict[str, list[Run]], study: Study, columns=None) -> tuple[pd.
 
     `runs` maps the name of a method to its runs; the table has a row per method and run (a run may serve several),
     in that order, and only the curves that begin with one of `columns`. Reading (train=False) also looks into the
-    scale's committed table; training never does.
+    committed table of the label or else of the scale; training never does.
     """
-    layer = None if study.train else config.folder("papermill_runs") / study.scale
+    layer = None if study.train else _published_table(study)
+    if study.publish:
+        outputs.claim(study, commit())
     everything = [one for each in runs.values() for one in each]
     the_plan = plan(everything, layer=layer, prepare=study.train)
     print(the_plan.describe(cores()))
@@ -165,6 +167,13 @@ def collect(runs: dict[str, list[Run]], study: Study, columns=None) -> tuple[pd.
     position = {f.run: i for i, f in enumerate(the_plan.found)}
     rows = [table.iloc[[position[one] for one in dict.fromkeys(each)]].assign(method=m) for m, each in runs.items()]
     return pd.concat(rows, ignore_index=True), curves
+
+
+def _published_table(study: Study) -> pathlib.Path:
+    """The folder of the committed table that a study reads where its store lacks a run."""
+    published = config.folder("papermill_runs")
+    own = published / study.label
+    return own if (own / "curves.parquet").exists() else published / study.scale
 
 
 def cores() -> int:
@@ -197,9 +206,9 @@ def commit() -> str:
         git = functools.partial(subprocess.run, cwd=config.root(), capture_output=True, text=True, check=True)
         head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         code = ["git", "status", "--porcelain", "--", "proxies_lib", "notebooks"]
-        return head + ("+changes" if git(code).stdout.strip() else "")
+        return head + (outputs.CHANGED if git(code).stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return outputs.UNKNOWN
 
 
 def _cpu(field: str) -> str:

@@ -1,5 +1,7 @@
+import errno
 import gzip
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -22,6 +24,27 @@ BAD = {
     "run 01 --scale smoke --set data=nowhere": "data='nowhere': is not prepared here",
     "run 01 --scale smoke --seeds x": "seeds='x': must be like",
     "run 01 --scale smoke --set lrs=[]": "lrs=[]: must be a list that is not empty",
+    "run 01 --scale smoke --seeds 0-99999999999": "seeds='0-99999999999': must be like",
+    "run 01 --scale smoke --seeds 0-999999999": "must be 1 to 10000 seeds",
+    "run 01 --scale smoke --seeds 7-5": "must be 1 to 10000 seeds, ranges in growing order",
+    "run 01 --scale smoke --seeds=": "seeds='': must be like",
+    "run 01 --scale smoke --seeds 2147483648": "seeds=2147483648: must be at most 2147483647",
+    f"run 01 --scale smoke --set steps={'9' * 5000}": "steps='99",
+    f"run 01 --scale smoke --set steps=0x{'f' * 5000}": "steps=a int too large to print: must be at most",
+    f"run 01 --scale smoke --set eps=0x{'f' * 5000}": "eps=a int too large to print: must be a finite number",
+    f"run 01 --scale smoke --set steps={'[' * 5000}": "steps='[[",
+    "run 01 --scale smoke --store=": "store='': must be the name of a folder",
+    "plan 01 --scale smoke --store /dev/null/store": "cannot be a folder",
+    "run 01 --scale smoke --store /dev/null/store": "store='/dev/null/store': cannot be a folder: /dev/null is a file",
+    "plan 01 --scale smoke --set data=nowhere": "data='nowhere': is not prepared here",
+    "plan 01 --scale gpu": "data='c4': is not prepared here",
+    "run 01 --scale smoke --label ../x": "label='../x': must be a name of up to 64 letters",
+    "run 01 --scale smoke --label=": "label='': must be a name",
+    "run 01 --scale smoke --label .": "label='.': must be a name",
+    "figures 01 --scale smoke --shard 1/2": "unrecognized arguments: --shard 1/2",
+    "claims --scale ../smoke": "label='../smoke': must be a name",
+    "table --scale ../smoke": "label='../smoke': must be a name",
+    "claims --readme --against laptop": "not allowed with argument --readme",
     "run 01 --scale smoke --workers 0": "workers=0: must be 1 or more",
     "run 01 --scale smoke --workers two": "invalid int value",
     "data prepare text --path nowhere.txt": "path='nowhere.txt': no such file",
@@ -70,10 +93,10 @@ def test_plan_trains_and_writes_nothing(capsys):
 
 
 def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scales_own(tmp_path):
-    """Two shards, then the whole: trained once, figures, table and claims under smoke-custom."""
+    """Two shards, then the whole: trained once, figures, table and claims under a label of their own."""
     figures, runs = config.folder("figures"), config.folder("papermill_runs")
     before = [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)]
-    common = f"run 01 --scale smoke --seeds 5-6 --set steps=20 --store {tmp_path}/store"
+    common = f"run 01 --scale smoke --seeds 5-6 --set steps=20 --label short --store {tmp_path}/store"
     for shard in ("1/2", "2/2"):
         done = call(f"{common} --shard {shard}")
         assert done.returncode == 0 and "12 to train" in done.stdout, done.stdout + done.stderr
@@ -81,16 +104,55 @@ def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scal
     assert done.returncode == 0 and "24 stored, 0 to train" in done.stdout, done.stdout + done.stderr
     for name in ("fig01_lr_sensitivity", "fig02_logit_growth", "figE01_qk_norms"):
         for kind in ("png", "svg", "csv"):
-            assert (figures / "smoke-custom" / f"{name}.{kind}").stat().st_size > 1000
+            assert (figures / "smoke-short" / f"{name}.{kind}").stat().st_size > 1000
     assert [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)] == before
-    text = (runs / "smoke-custom" / "01_attention_logit_growth.ipynb").read_text()
+    text = (runs / "smoke-short" / "01_attention_logit_growth.ipynb").read_text()
     assert str(pathlib.Path.home()) not in text and str(tmp_path) not in text and str(config.root()) not in text
-    listed = call("claims --scale smoke-custom --json")
+    listed = call("claims --scale smoke-short --json")
     rows = json.loads(listed.stdout)
     assert len(rows) >= 10 and {"figure", "effect", "lo", "hi", "n", "verdict"} <= rows[0].keys()
     assert {r["n"] for r in rows} <= {0, 2} and {r["verdict"] for r in rows} == {claims.UNTESTABLE}
-    table = call("table --scale smoke-custom").stdout.splitlines()
+    table = call("table --scale smoke-short").stdout.splitlines()
     assert len(table) == 25 and "fingerprint" in table[0]
+    protocol = json.loads((runs / "smoke-short" / "protocol.json").read_text())
+    assert protocol["overrides"] == {"seeds": [5, 6], "steps": 20} and protocol["commit"]
+    other = call(f"run 01 --scale smoke --set z_loss=0 --label short --store {tmp_path}/store")
+    assert other.returncode == 2 and other.stderr == (
+        "proxies: label='smoke-short': holds another protocol (seeds=[5, 6], steps=20); choose another --label\n"
+    )
+
+
+def test_text_for_a_terminal_that_cannot_show_it_is_escaped(own_world):
+    done = call("claims --scale ü", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "\\xfc" in done.stderr
+    done = call("data --help", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_readme_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
+    """As with a full disk: the file may grow to 20 KB and no further."""
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n" + "after\n" * 5000)
+    before = readme.read_bytes()
+    script = (
+        "import pathlib, resource, signal\n"
+        "from proxies_lib import cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, 20 * 1024))\n"
+        f"cli._write_between_markers(pathlib.Path({str(readme)!r}), '| new |')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=config.root())
+    assert b"File too large" in done.stderr
+    assert readme.read_bytes() == before and list(tmp_path.iterdir()) == [readme]
+
+
+def test_a_full_disk_is_one_clear_line(monkeypatch, capsys):
+    def full(options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "figures/a.png")
+
+    monkeypatch.setattr(cli, "_claims", full)
+    assert cli.main(["claims"]) == 1
+    assert capsys.readouterr().err == "proxies: figures/a.png: No space left on device\n"
 
 
 def test_the_scoreboard_is_written_between_the_markers_only(tmp_path):

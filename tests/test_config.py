@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import pytest
 
@@ -83,9 +84,53 @@ def test_grid_is_the_product_and_tuples_vary_together(smoke):
 def test_overrides_change_the_label_and_nothing_else_does():
     assert config.study("smoke").label == "smoke"
     changed = config.study("smoke", {"steps": 80, "seeds": [7]})
-    assert changed.label == "smoke-custom" and changed.seeds == (7,) and changed.base.hparams.steps == 80
+    assert changed.label.startswith("smoke-") and changed.seeds == (7,) and changed.base.hparams.steps == 80
+    again = config.study("smoke", {"seeds": (7,), "steps": 80.0})
+    assert again.base == changed.base
+    named = config.study("smoke", {"steps": 80, "seeds": [7], "label": "long"})
+    assert named.label == "smoke-long" and named.overrides == changed.overrides and named.base == changed.base
     with pytest.raises(UserError, match="set lrs instead"):
         config.study("smoke", {"lr": 0.1})
+
+
+def test_different_protocols_have_different_labels_and_equal_ones_the_same():
+    labels = {config.study("smoke", {"z_loss": value}).label for value in (0.0, 0.1, 0.2)}
+    assert len(labels) == 3
+    assert config.study("smoke", {"z_loss": 0.1, "steps": 80}).label == config.study("smoke", {"steps": 80, "z_loss": 0.1}).label
+
+
+@pytest.mark.parametrize("label", ["", ".", "..", "a/b", "/a", "a\n", "-a", "ä", "x" * 65, 3, None])
+def test_a_label_is_one_plain_component(label):
+    with pytest.raises(UserError, match="^label="):
+        config.study("smoke", {"label": label})
+
+
+@pytest.mark.parametrize("seed", [2**31, 2**32, 10**30])
+def test_seeds_that_would_wrap_around_are_refused(smoke, seed):
+    """Seeds 0 and 2³² used to start from equal weights."""
+    with pytest.raises(UserError, match=f"seed={seed}: must be at most 2147483647"):
+        replace(smoke, seed=seed)
+    with pytest.raises(UserError, match="seed"):
+        config.study("smoke", {"seeds": [0, seed]})
+    assert replace(smoke, seed=2**31 - 1).hparams.seed == 2**31 - 1
+
+
+def test_a_refused_value_is_shown_in_one_short_line():
+    deep = []
+    deep.append(deep)
+    for value in ("a\nb", "x" * 10_000, 10**5000, deep, "\u2028"):
+        with pytest.raises(UserError) as error:
+            config.refuse("name", value, "must be something")
+        assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 200
+
+
+def test_the_installed_checkout_goes_before_the_folder_one_stands_in(tmp_path, monkeypatch):
+    """Its notebooks are executed: those of whoever wrote a folder that one stands in by chance are not."""
+    for name in ("notebooks", "proxies_lib"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert config.root() == pathlib.Path(config.__file__).resolve().parents[1]
+    assert config.project_here() == tmp_path
 
 
 def test_runs_are_immutable(smoke):

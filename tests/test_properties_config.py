@@ -97,7 +97,7 @@ def test_a_field_takes_a_value_as_it_is_meant_or_refuses_it(name, value):
     if run is not None:
         taken = config.flat(run)[name]
         assert taken == value and not isinstance(value, bool)
-        assert not isinstance(taken, int) or 0 <= taken <= config.LARGEST
+        assert not isinstance(taken, int) or 0 <= taken <= config.MAX_INT
         assert run.flops > 0 and isinstance(config.key(run, "f"), str)
 
 
@@ -133,14 +133,14 @@ def runs(draw) -> Run:
         "b2": draw(st.floats(0, 1, exclude_max=True)),
         "decay": draw(st.sampled_from(config.DECAYS)),
         "lr_scaling": draw(st.sampled_from(config.LR_SCALINGS)),
-        "seed": draw(st.integers(0, config.LARGEST)),
+        "seed": draw(st.integers(0, config.MAX_INT)),
     }
     for name in ("weight_decay", "z_loss", "eps", "head_init", "query_init", "attention_power"):
         dynamic[name] = draw(not_negative)
     for name in ("clip_norm", "linear_lr", "kappa", "embedding_gradient", "eps_decay", "loss_scale"):
         dynamic[name] = draw(above_0)
     for name in config.DATA_ORDER:
-        dynamic[name] = draw(st.integers(0, config.LARGEST))
+        dynamic[name] = draw(st.integers(0, config.MAX_INT))
     return config.replace(Run(), data=draw(st.text(max_size=8)), **model, **training, **dynamic)
 
 
