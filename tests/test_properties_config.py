@@ -37,7 +37,7 @@ values = st.recursive(
     max_leaves=8,
 )
 lists = st.lists(st.one_of(numbers, scalars, st.lists(integers, min_size=2, max_size=2)), max_size=5)
-names = st.one_of(st.sampled_from([*config.FIELDS, "sizes", "lrs", "seeds"]), words)
+names = st.one_of(st.sampled_from([*config.FIELDS, "sizes", "lrs", "seeds", "label"]), words)
 overrides = st.dictionaries(names, st.one_of(values, lists), max_size=4)
 
 
@@ -61,7 +61,9 @@ def test_overrides_make_a_study_or_are_refused_in_one_line(scale, overrides):
     study = taken_or_refused(lambda: config.study(scale, overrides))
     if study is not None:
         assert isinstance(study, Study) and study.scale == scale
-        assert {name: json.loads(text) for name, text in study.overrides} == _as_json(overrides)
+        changes = {name: value for name, value in overrides.items() if name != "label"}
+        assert {name: json.loads(text) for name, text in study.overrides} == _as_json(changes)
+        assert (study.label == scale) == (not overrides)
         flat = config.flat(study.base)
         assert all(flat[name] == value for name, value in overrides.items() if name in flat)
 
