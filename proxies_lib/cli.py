@@ -143,9 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--path", nargs="+", help="files or globs (text); a folder or URL prefix of shards (c4)")
     sub.add_argument("--validation", nargs="+", help="files of held-out documents (text)")
     sub.add_argument("--tokenizer", help="a SentencePiece model; else one is trained")
-    sub.add_argument("--vocab-size", type=int, default=1024, help="pieces of a trained vocabulary (default 1024)")
+    sub.add_argument("--vocab-size", type=int, help="pieces of a trained vocabulary (default 1024)")
     sub.add_argument("--shards", type=int, help="use at most so many shards (c4)")
-    sub.add_argument("--name", help="name of the dataset (default: the source)")
+    sub.add_argument(
+        "--name", help="letters, digits, '.', '_' and '-' (default: the source); replaces its dataset"
+    )
     sub = data.add_parser("list", help="prepared datasets, with counts and fingerprints")
     sub.set_defaults(call=_data_list)
     return parser
@@ -414,10 +416,10 @@ def _data_prepare(options):
 
 
 def _data_list(options):
-    for path in sorted((config.folder("cache") / "data").glob("*/manifest.json")):
-        m = json.loads(path.read_text())
-        print(f"{path.parent.name}: {m['source']}, vocabulary {m['vocab_size']}, {m['train']['tokens']:,} + "
-              f"{m['validation']['tokens']:,} tokens, fingerprint {m['fingerprint']}")  # fmt: skip
+    from proxies_lib import data
+
+    for line in data.describe_all():
+        print(line)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class UserError(ValueError):
     status = 2  # of the command that ends by it
 
 
-SHOWN = 80  # characters of a refused value
+SHOWN = 200  # characters of a refused value: a path should be whole
 
 
 def refuse(name: str, value, allowed: str):
@@ -49,8 +49,9 @@ def shown(value, text=str) -> str:
 
 def component(name: str, text: str) -> str:
     """`text`, where it can name a file or folder of ours: never a path, never hidden. Raises UserError."""
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?", text):
-        refuse(name, text, "must be a name of up to 64 letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(r"(?![.-])[A-Za-z0-9._-]{1,100}(?<!\.)", text):
+        allowed = "must be 1 to 100 letters, digits, '_', '-' or '.', not beginning with '.' or '-'"
+        refuse(name, text, f"{allowed} and not ending with '.'")
     return text
 
 

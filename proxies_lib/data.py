@@ -1,72 +1,108 @@
 """Four sources of text behind one stateless `Dataset.batch`: synthetic, stdlib, text and c4.
 
-A prepared dataset is a folder with `train.bin` and `validation.bin` (packed uint16 tokens, EOS after each document,
-no padding: P1, section 2.1), the SentencePiece model that made them, and `manifest.json` with counts and checksums.
-Validation holds whole documents that training never sees.
+A prepared dataset is a folder with `train.bin` and `validation.bin` (packed uint16 tokens, EOS
+after each document, no padding: P1, section 2.1), the SentencePiece model that made them, and
+`manifest.json` with counts and checksums. Validation holds whole documents that training never
+sees.
+
+Tokens are believed only as far as the manifest vouches for them: sizes are compared whenever a
+dataset is opened, checksums once per process before the first token is read.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
-import glob
-import gzip
 import hashlib
 import io
 import json
-import lzma
 import os
 import pathlib
-import shutil
-import sysconfig
-import tempfile
+import re
+import secrets
+import signal
+import stat
+import sys
+import threading
 import time
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
-from proxies_lib.config import HyperParams, UserError, digest, folder, refuse
+from proxies_lib.config import HyperParams, UserError, component, digest, folder, refuse
+from proxies_lib.corpora import (
+    c4_documents,
+    c4_shards,
+    require_file,
+    stdlib_documents,
+    text_documents,
+)
 
 SPLITS = ("train", "validation")
+# A dataset consists of these files and of no other.
+FILES = ("train.bin", "validation.bin", "tokenizer.model", "manifest.json")
+MAX_PIECES = 65535  # of a vocabulary: tokens are stored as uint16
 HELD_OUT = 0.05  # share of documents kept for validation where a source names none
 COPY_SHARE, COPY_LAG = 0.5, 5  # the structure of `synthetic`
+
+# What each source reads of the options of `prepare`; any other is refused, not passed over.
+OPTIONS = {
+    "synthetic": ("vocab_size",),
+    "stdlib": ("name", "tokenizer", "vocab_size"),
+    "text": ("name", "path", "validation", "tokenizer", "vocab_size"),
+    "c4": ("name", "path", "tokenizer", "vocab_size", "shards"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Tokens that a run reads. `fingerprint` identifies corpus and tokenizer; `path` is None for synthetic."""
+    """Tokens that a run reads; `path` is None for synthetic.
+
+    `fingerprint` identifies corpus and tokenizer: tokens of another fingerprint are never read.
+    """
 
     name: str
     vocab_size: int
     fingerprint: str
     path: str | None = None
 
-    def batch(self, split, seed, step, batch_size, seq_len, shard=0, n_shards=1) -> np.ndarray:
-        """Rows of int32 windows (batch_size / n_shards, seq_len + 1); a pure function of its arguments.
+    def batch(
+        self, split, seed, step, batch_size, seq_len, shard=0, n_shards=1
+    ) -> np.ndarray:
+        """Rows of int32 windows (batch_size / n_shards, seq_len + 1), by the arguments alone.
 
-        Training visits every window once per epoch, in an order that `seed` fixes. Validation ignores `seed`: every
-        run is judged on the same windows.
+        Training visits every window once per epoch, in an order that `seed` fixes. Validation
+        ignores `seed`: every run is judged on the same windows.
         """
         if batch_size % n_shards or not 0 <= shard < n_shards:
-            refuse("shard", f"{shard}/{n_shards}", f"must be in 0..n_shards-1, n_shards dividing {batch_size}")
+            allowed = f"must be in 0..n_shards-1, n_shards dividing {batch_size}"
+            refuse("shard", f"{shard}/{n_shards}", allowed)
         share = batch_size // n_shards
         first = step * batch_size + shard * share
         if self.path is None:
             return synthetic_windows(self.vocab_size, split, seed, first, share, seq_len + 1)
         rows = np.arange(first, first + share)
-        tokens = _memmap(self.path, split)
+        tokens = _tokens(self)[split]
         n_windows = (len(tokens) - 1) // seq_len
         if n_windows < batch_size:
-            refuse("batch_size", batch_size, f"{self.name} has only {n_windows} {split} windows of {seq_len} tokens")
+            allowed = f"{self.name} has only {n_windows} {split} windows of {seq_len} tokens"
+            refuse("batch_size", batch_size, allowed)
         epochs, positions = np.divmod(rows, n_windows)
         if split == "train":
             order = {e: _permutation(n_windows, seed, int(e)) for e in np.unique(epochs)}
             positions = np.array([order[e][p] for e, p in zip(epochs, positions, strict=True)])
         return tokens[positions[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int32)
 
-    def chunk(self, h: HyperParams, begin: int, shape, seq_len: int, shard=0, n_shards=1) -> np.ndarray:
-        """The training batches of steps begin … begin + log_every − 1, (log_every, batch_size / n_shards, seq_len + 1)."""
+    def chunk(
+        self, h: HyperParams, begin: int, shape, seq_len: int, shard=0, n_shards=1
+    ) -> np.ndarray:
+        """The training batches of steps begin … begin + log_every − 1.
+
+        (log_every, batch_size / n_shards, seq_len + 1).
+        """
         steps = range(begin, begin + shape.log_every)
-        return np.stack([self._of_step(h, step, shape.batch_size, seq_len, shard, n_shards) for step in steps])
+        part = (shape.batch_size, seq_len, shard, n_shards)
+        return np.stack([self._of_step(h, step, *part) for step in steps])
 
     def _of_step(
         self, h: HyperParams, step: int, batch_size: int, seq_len: int, shard: int, n_shards: int
@@ -79,14 +115,10 @@ class Dataset:
         return self.batch("train", h.seed, number, batch_size, seq_len, shard, n_shards)
 
 
-@functools.lru_cache(maxsize=4)
-def _memmap(path: str, split: str) -> np.ndarray:
-    return np.memmap(pathlib.Path(path) / f"{split}.bin", dtype=np.uint16, mode="r")
-
-
 @functools.lru_cache(maxsize=8)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    # The order of uniform draws: Generator.permutation may change between NumPy releases, random() does not.
+    # The order of uniform draws: Generator.permutation may change between NumPy releases,
+    # random() does not.
     return np.argsort(_uniform((1, seed, epoch), (n,)), kind="stable")
 
 
@@ -103,15 +135,22 @@ def zipf(vocab_size: int) -> np.ndarray:
     return p / p.sum()
 
 
-@functools.lru_cache(maxsize=1024)  # runs of one seed read the same batches: drawn once for all of a worker's
-def synthetic_windows(vocab_size: int, split: str, seed: int, first: int, count: int, length: int) -> np.ndarray:
-    """`count` windows of Zipfian tokens, each, with probability COPY_SHARE, a copy of the token COPY_LAG before it.
+# Runs of one seed read the same batches: they are drawn once for all of a worker's.
+@functools.lru_cache(maxsize=1024)
+def synthetic_windows(
+    vocab_size: int, split: str, seed: int, first: int, count: int, length: int
+) -> np.ndarray:
+    """`count` windows of Zipfian tokens.
 
-    Unlimited and identical on every machine; validation is a stream of its own, the same for every seed. Read-only.
+    Each is, with probability COPY_SHARE, a copy of the token COPY_LAG before it. Unlimited and
+    identical on every machine; validation is a stream of its own, the same for every seed.
+    Read-only.
     """
     stream = (2, SPLITS.index(split), seed if split == "train" else 0)
-    draws = np.stack([_uniform((*stream, row), (2, length)) for row in range(first, first + count)])
-    tokens = np.searchsorted(np.cumsum(zipf(vocab_size))[:-1], draws[:, 0], side="right").astype(np.int32)
+    rows = range(first, first + count)
+    draws = np.stack([_uniform((*stream, row), (2, length)) for row in rows])
+    below = np.cumsum(zipf(vocab_size))[:-1]
+    tokens = np.searchsorted(below, draws[:, 0], side="right").astype(np.int32)
     copied = draws[:, 1] < COPY_SHARE
     for t in range(COPY_LAG, length):
         tokens[:, t] = np.where(copied[:, t], tokens[:, t - COPY_LAG], tokens[:, t])
@@ -120,227 +159,704 @@ def synthetic_windows(vocab_size: int, split: str, seed: int, first: int, count:
 
 
 def synthetic_entropy(vocab_size: int, seq_len: int) -> float:
-    """Entropy floor of `synthetic` in nats per predicted token, for windows of seq_len + 1: the best loss possible."""
+    """Entropy floor of `synthetic`, the best loss possible, for windows of seq_len + 1.
+
+    In nats per predicted token.
+    """
     p = zipf(vocab_size)
     fresh = -np.sum(p * np.log(p))
-    q = (1 - COPY_SHARE) * p  # given the token COPY_LAG before is y, token x has q_x + COPY_SHARE·[x = y]
+    # Given that the token COPY_LAG before is y, token x has q_x + COPY_SHARE·[x = y].
+    q = (1 - COPY_SHARE) * p
     plogp = q * np.log(q)
     given = -(plogp.sum() - plogp + (q + COPY_SHARE) * np.log(q + COPY_SHARE))
     first = min(COPY_LAG - 1, seq_len)  # targets 1 … COPY_LAG − 1 have nothing to copy
     return float((first * fresh + (seq_len - first) * np.sum(p * given)) / seq_len)
 
 
-# ------------------------------------------------------------------ documents
+# ------------------------------------------------------------------ opening
 
 
-def stdlib_documents() -> list[tuple[str, str]]:
-    """(relative path, text) of the running interpreter's standard library, without tests, GUIs and code tables."""
-    base = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    left_out = {
-        "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "distutils", "ensurepip", "encodings",
-        "site-packages", "dist-packages", "lib-dynload", "__pycache__", "__phello__",
-    }  # fmt: skip
-    documents = []
-    for path in sorted(base.rglob("*.py")):
-        relative = path.relative_to(base)
-        if left_out.isdisjoint(relative.parts) and not path.name.startswith("_sysconfigdata"):
-            documents.append((relative.as_posix(), path.read_text("utf-8", errors="replace")))
-    return documents
+class DamagedDataset(UserError):
+    """A prepared folder that is not what its manifest says, or that has no readable one."""
 
 
-def text_documents(patterns: list[str]) -> Iterator[tuple[str, str]]:
-    """(name, text) of every document in files or globs: plain, .gz or .xz, a form feed between documents."""
-    for pattern in patterns:
-        paths = sorted(glob.glob(pattern, recursive=True))
-        if not paths:
-            refuse("path", pattern, "no such file")
-        for path in paths:
-            opener = {".gz": gzip.open, ".xz": lzma.open}.get(pathlib.Path(path).suffix, open)
-            try:
-                with opener(path, "rt", encoding="utf-8") as file:
-                    content = file.read()
-            except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
-                refuse("path", path, f"cannot be read ({error})")
-            for i, document in enumerate(d for d in content.split("\f") if d.strip()):
-                yield f"{pathlib.Path(path).name}:{i}", document.strip("\n")
+def open_dataset(
+    name: str, vocab_size: int, prepare_missing: bool = True, say=print
+) -> Dataset | None:
+    """The dataset that a run calls `name`: `synthetic`, `stdlib`, or a prepared folder.
 
-
-def c4_documents(prefix: str, split: str, shards: int | None = None) -> Iterator[tuple[str, str]]:
-    """(url, text) of C4's own json.gz shards, `c4-<split>.NNNNN-of-MMMMM.json.gz`, from a folder or URL prefix."""
-    import fsspec
-
+    With `prepare_missing` its tokens are about to be read: their checksums are compared, and
+    `stdlib` is prepared where it is missing or damaged. Without, sizes alone are compared (which
+    is enough for its fingerprint) and None stands for "not here". Raises UserError where another
+    dataset is missing or damaged (DamagedDataset), or its vocabulary is not `vocab_size`.
+    """
+    if name == "synthetic":
+        identity = {"vocab": vocab_size, "copy": COPY_SHARE, "lag": COPY_LAG, "version": 1}
+        return Dataset(name, vocab_size, digest(identity))
+    own = name == "stdlib"
+    path = _stdlib_path(vocab_size) if own else folder("cache") / "data" / name
+    dataset = None
     try:
-        fs, base = fsspec.core.url_to_fs(prefix)
-        paths = sorted(fs.glob(f"{base.rstrip('/')}/c4-{split}.*.json.gz"))[:shards]
-    except (OSError, ValueError, ImportError) as error:
-        refuse("path", prefix, f"cannot be listed ({error})")
-    if not paths:
-        refuse("path", prefix, f"holds no c4-{split}.NNNNN-of-MMMMM.json.gz")
-    for path in paths:
+        if _is_prepared(name, path):
+            dataset = _open(name, path, vocab_size, read=prepare_missing)
+    except DamagedDataset as error:
+        if not own:
+            raise
+        say(str(error))
+    if dataset or not prepare_missing:
+        return dataset
+    if own:
+        return prepare("stdlib", vocab_size=vocab_size, say=say)
+    refuse("data", name, "is not prepared here; run `proxies data prepare` first")
+
+
+def _is_prepared(name: str, path: pathlib.Path) -> bool:
+    try:
+        os.lstat(path / "manifest.json")
+        return True
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character
+        return False
+    except OSError as error:
+        refuse("data", name, f"cannot be read ({error.strerror})")
+
+
+def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset:
+    with _Folder(name, path) as prepared:
+        manifest = prepared.manifest()
+    found = manifest["vocab_size"]
+    if found != vocab_size and name == "stdlib":  # whose folder is one of this vocabulary
+        raise DamagedDataset(prepared.damage("manifest.json", f"has a vocabulary of {found}"))
+    if found != vocab_size:
+        refuse("vocab_size", vocab_size, f"dataset {name} has {found} pieces")
+    dataset = Dataset(name, vocab_size, manifest["fingerprint"], str(path))
+    if read:
+        _map(dataset)
+    return dataset
+
+
+class _Folder:
+    """A prepared folder, held open: its files belong together whatever takes its name meanwhile."""
+
+    def __init__(self, name: str, path: str | pathlib.Path):
+        self.name, self.path = name, pathlib.Path(path)
+
+    def __enter__(self):
         try:
-            with fs.open(path, compression="gzip") as file:
-                for line in file:
-                    document = json.loads(line)
-                    yield document.get("url", path), document["text"]
-        except (OSError, EOFError, zlib.error, json.JSONDecodeError, KeyError) as error:
-            refuse("path", path, f"is not a C4 json.gz shard ({type(error).__name__}: {error})")
+            self.at = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            refuse("data", self.name, f"cannot be read ({error.strerror})")
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.at)
+
+    def damage(self, file: str, what: str) -> str:
+        again = "prepare it again with `proxies data prepare`"
+        if self.name == "stdlib":
+            again = "training prepares it again"
+        return f"data={self.name!r}: {self.path.name}/{file} {what}; {again}"
+
+    @contextlib.contextmanager
+    def file(self, file: str):
+        # Not waiting for a FIFO to be written to.
+        opener = functools.partial(os.open, dir_fd=self.at)
+        try:
+            opened = open(file, "rb", opener=lambda name, how: opener(name, how | os.O_NONBLOCK))
+        except FileNotFoundError:
+            raise DamagedDataset(self.damage(file, "is missing")) from None
+        except OSError as error:
+            raise DamagedDataset(self.damage(file, f"cannot be read ({error.strerror})")) from None
+        with opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise DamagedDataset(self.damage(file, "is not a file"))
+            yield opened
+
+    def read_manifest(self) -> dict:
+        try:
+            with self.file("manifest.json") as file:
+                manifest = json.load(file)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, DamagedDataset):
+                raise
+            raise DamagedDataset(self.damage("manifest.json", "is damaged")) from None
+        if not _is_manifest(manifest):
+            raise DamagedDataset(self.damage("manifest.json", "is damaged"))
+        return manifest
+
+    def manifest(self) -> dict:
+        """The manifest, after the sizes of the tokens are found to be what it says."""
+        manifest = self.read_manifest()
+        for split in SPLITS:
+            with self.file(f"{split}.bin") as file:
+                size, expected = os.fstat(file.fileno()).st_size, 2 * manifest[split]["tokens"]
+            if size != expected:
+                what = f"has {size:,} bytes, not the {expected:,} of its manifest"
+                raise DamagedDataset(self.damage(f"{split}.bin", what))
+        return manifest
+
+    def check(self, file: str, sha256: str) -> tuple:
+        """Compare a file with its checksum, once per process; returns what identifies the file.
+
+        A file that was changed since has another time of change, which nobody can set back.
+        """
+        with self.file(file) as opened:
+            about = os.fstat(opened.fileno())
+            times = (about.st_mtime_ns, about.st_ctime_ns)
+            stamp = (about.st_dev, about.st_ino, about.st_size, *times, sha256)
+            if stamp not in _verified:
+                try:
+                    found = hashlib.file_digest(opened, "sha256").hexdigest()
+                except OSError as error:
+                    what = f"cannot be read ({error.strerror})"
+                    raise DamagedDataset(self.damage(file, what)) from None
+                if found != sha256:
+                    raise DamagedDataset(self.damage(file, "is damaged (sha256)"))
+                _verified.add(stamp)
+        return stamp
+
+
+def _is_manifest(value) -> bool:
+    """Whether a JSON value has a manifest's shape, and the fingerprint is that of its checksums."""
+
+    def count(number) -> bool:
+        return type(number) is int and 0 < number < 2**63
+
+    if not isinstance(value, dict) or not isinstance(value.get("source"), str):
+        return False
+    if not count(value.get("vocab_size")) or value["vocab_size"] > MAX_PIECES:
+        return False
+    for split in SPLITS:
+        counts = value.get(split)
+        if not isinstance(counts, dict) or not count(counts.get("tokens")):
+            return False
+    try:
+        return value["fingerprint"] == _fingerprint(value)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+
+
+def _fingerprint(manifest: dict) -> str:
+    checksums = {split: manifest[split]["sha256"] for split in SPLITS}
+    checksums["tokenizer"] = manifest["tokenizer_sha256"]
+    return digest(checksums)
+
+
+# Files of this process whose checksums were found right, and the memory maps of both splits by
+# path and fingerprint: a run that has begun reads the preparation it began with to its end.
+#
+# Every process that trains hashes once, however large the corpus: about a second a gigabyte
+# beside hours of training. Stamps of earlier processes beside the dataset would save that, but a
+# stamp cannot tell a disk's rot. What only asks for the fingerprint (plan, figures) hashes nothing.
+_verified: set[tuple] = set()
+_maps: dict[tuple[str, str], tuple[tuple, dict[str, np.ndarray]]] = {}
+
+
+def _tokens(dataset: Dataset) -> dict[str, np.ndarray]:
+    known = _maps.get((dataset.path, dataset.fingerprint))
+    return known[1] if known else _map(dataset)
+
+
+def _map(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Both splits as memory maps, checked. Raises UserError where the name has other tokens now."""
+    with _Folder(dataset.name, dataset.path) as prepared:
+        manifest = prepared.manifest()
+        if manifest["fingerprint"] != dataset.fingerprint:
+            raise UserError(
+                f"data={dataset.name!r}: was prepared again since it was opened; start again"
+            )
+        stamps = [prepared.check("tokenizer.model", manifest["tokenizer_sha256"])]
+        stamps += [prepared.check(f"{s}.bin", manifest[s]["sha256"]) for s in SPLITS]
+        stamp = (*stamps, dataset.vocab_size)
+        known = _maps.get((dataset.path, dataset.fingerprint))
+        if known and known[0] == stamp:
+            return known[1]
+        maps = {}
+        for split in SPLITS:
+            with prepared.file(f"{split}.bin") as file:
+                maps[split] = np.memmap(file, dtype=np.uint16, mode="r")
+            if (largest := int(maps[split].max())) >= manifest["vocab_size"]:
+                what = f"has token {largest}, above the vocabulary"
+                raise DamagedDataset(prepared.damage(f"{split}.bin", what))
+    _maps[dataset.path, dataset.fingerprint] = stamp, maps
+    return maps
+
+
+def describe_all() -> list[str]:
+    """A line for each prepared dataset, or of what is wrong with it; no checksums are compared."""
+    lines = []
+    for path in sorted((folder("cache") / "data").glob("*/manifest.json")):
+        name = path.parent.name
+        if name.startswith("."):  # a preparation under way
+            continue
+        try:
+            with _Folder(name, path.parent) as prepared:
+                manifest = prepared.manifest()
+        except UserError as error:
+            lines.append(str(error))
+            continue
+        train, validation = (manifest[split]["tokens"] for split in SPLITS)
+        lines.append(
+            f"{name}: {manifest['source']}, vocabulary {manifest['vocab_size']}, "
+            f"{train:,} + {validation:,} tokens, fingerprint {manifest['fingerprint']}"
+        )
+    return lines
 
 
 # ------------------------------------------------------------------ preparing
 
 
-def held_out(name: str) -> bool:
-    """Whether a document is validation: by a hash of its name, so that it stays so when others come or go."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < HELD_OUT * 2**32
+def prepare(
+    source: str,
+    name: str | None = None,
+    path: list[str] | None = None,
+    validation: list[str] | None = None,
+    tokenizer: str | None = None,
+    vocab_size: int | None = None,
+    shards: int | None = None,
+    say=print,
+) -> Dataset:
+    """Tokenize and pack `source` into the cache, atomically, as dataset `name`; returns it.
+
+    `path`: files or globs (text), or one folder or URL prefix (c4). `validation`: files of
+    held-out documents (text; else HELD_OUT of the documents are held out). `tokenizer`: a
+    SentencePiece model; else one of `vocab_size` pieces (1024) is trained on the training
+    documents. Raises UserError where there is nothing to read or to hold out, and where the
+    name's folder is not a dataset's: nothing else is ever replaced.
+    """
+    given = {"name": name, "path": path, "validation": validation, "tokenizer": tokenizer}
+    given |= {"vocab_size": vocab_size, "shards": shards}
+    _check_options(source, given)
+    pieces = vocab_size or 1024
+    if source == "synthetic":
+        say(f"synthetic needs no preparation (vocabulary {pieces})")
+        return open_dataset("synthetic", pieces)
+    model = _tokenizer_of(tokenizer, vocab_size) if tokenizer else None
+    own = source == "stdlib" and not name
+    target = _stdlib_path(pieces) if own else folder("cache") / "data" / (name or source)
+    _refuse_foreign(target, own)
+    with _unwound_by_sigterm():
+        texts = _texts(source, path, validation, shards, say)
+        try:
+            with _scratch(target) as scratch:
+                manifest = _write(scratch / "new", source, texts, model, pieces, say)
+                _install(scratch, target, own)
+        except OSError as error:
+            why = error.strerror or error
+            refuse("data", target.name, f"cannot be written in {target.parent} ({why})")
+    found, fingerprint = manifest["vocab_size"], manifest["fingerprint"]
+    say(f"{target.name}: fingerprint {fingerprint}, vocabulary {found}")
+    return Dataset(name or source, found, fingerprint, str(target))
+
+
+def _check_options(source: str, given: dict):
+    """Refuse, before anything is read, what `source` would not honour or cannot mean."""
+    if source not in OPTIONS:
+        refuse("source", source, f"must be one of {', '.join(OPTIONS)}")
+    given = {option: value for option, value in given.items() if value is not None}
+    for option, value in given.items():
+        if option not in OPTIONS[source]:
+            refuse(option, value, f"source {source} has no such option")
+    if "name" in given:
+        _check_name(given["name"])
+    for option, lowest, highest in (("vocab_size", 8, MAX_PIECES), ("shards", 1, 99999)):
+        value = given.get(option, lowest)
+        if type(value) is not int or not lowest <= value <= highest:
+            refuse(option, value, f"must be a whole number in {lowest}..{highest}")
+    for option in ("path", "validation"):
+        names = given.get(option, [])
+        if isinstance(names, str) or "" in names:
+            refuse(option, names, "must be a list of names that are not empty")
+    if "tokenizer" in given:
+        require_file("tokenizer", given["tokenizer"])
+    if source in ("text", "c4") and not given.get("path"):
+        refuse("path", given.get("path"), f"source {source} needs --path")
+    if source == "c4" and len(given["path"]) > 1:
+        refuse("path", given["path"], "must be one folder or URL prefix")
+    if source == "c4" and "tokenizer" not in given:
+        needed = "c4 needs --tokenizer, the T5 SentencePiece model of the paper"
+        refuse("tokenizer", None, needed)
+    if source == "stdlib" and "tokenizer" in given and "name" not in given:
+        refuse("name", None, "stdlib with another tokenizer is another dataset: it needs --name")
+
+
+def _check_name(name: str):
+    """A name is one plain component of a path, and not a name that means another dataset."""
+    component("name", name)
+    folded = name.casefold()  # some file systems tell no case apart
+    if folded in ("synthetic", "stdlib") or folded.startswith("stdlib-"):
+        refuse("name", name, "is reserved; choose another name")
+
+
+@functools.cache
+def _stdlib_digest() -> str:
+    return digest(dict(stdlib_documents()))
+
+
+def _stdlib_path(vocab_size: int) -> pathlib.Path:
+    return folder("cache") / "data" / f"stdlib-{vocab_size}-{_stdlib_digest()[:12]}"
+
+
+# ------------------------------------------------------------------ splits
+
+
+def held_out(text: str) -> bool:
+    """Whether a document is validation, by a hash: it stays so when others come or go.
+
+    `text` is the document's own, but in the standard library its path.
+    """
+    first = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return first < HELD_OUT * 2**32
+
+
+def _texts(source, path, validation, shards, say) -> dict[str, Iterable[str]]:
+    """The documents of each split."""
+    if source == "stdlib":
+        # By path, as ever: another rule would be another corpus under the same name.
+        documents = stdlib_documents()
+        return {
+            "train": [text for name, text in documents if not held_out(name)],
+            "validation": [text for name, text in documents if held_out(name)],
+        }
+    if source == "c4":
+        return _c4_texts(path[0], shards, say)
+    texts = _distinct(text_documents(path, "path", say), say)
+    if validation:
+        given = [_held_out_texts(pattern, say) for pattern in validation]
+        return _apart(texts, dict.fromkeys(text for each in given for text in each), path, say)
+    kept = {
+        "train": [text for text in texts if not held_out(text)],
+        "validation": [text for text in texts if held_out(text)],
+    }
+    if len(texts) > 1 and not kept["validation"]:  # few documents: the last one is held out
+        kept = {"train": texts[:-1], "validation": texts[-1:]}
+    return kept
+
+
+def _distinct(documents: Iterable[tuple[str, str]], say) -> list[str]:
+    """Texts in their order, each once: what is in two files is the same document."""
+    texts = [text for _, text in documents]
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < len(texts):
+        say(f"text: {len(texts) - len(distinct):,} repeated documents are left out")
+    return distinct
+
+
+def _held_out_texts(pattern: str, say) -> list[str]:
+    texts = [text for _, text in text_documents([pattern], "validation", say=lambda line: None)]
+    if not texts:
+        refuse("validation", pattern, "holds no text")
+    return texts
+
+
+def _apart(texts: list[str], held: dict[str, None], path, say) -> dict[str, list[str]]:
+    """`held` as validation, and as training those of `texts` that are not held out."""
+    train = [text for text in texts if text not in held]
+    if not train:
+        refuse("path", path, "has no document that --validation does not hold out")
+    if len(train) < len(texts):
+        count = len(texts) - len(train)
+        say(f"text: {count:,} documents of --path are held out by --validation, not trained on")
+    return {"train": train, "validation": list(held)}
+
+
+def _c4_texts(prefix: str, shards: int | None, say) -> dict[str, Iterable[str]]:
+    """C4's own splits, without training documents that its validation holds.
+
+    They are read as they are packed, validation first: only its hashes are kept.
+    """
+    found = {split: c4_shards(prefix, split, shards, say) for split in SPLITS}
+    held = set()
+
+    def identity(text: str) -> bytes:
+        return hashlib.sha256(text.encode()).digest()
+
+    def validation():
+        for _, text in c4_documents(found["validation"]):
+            held.add(identity(text))
+            yield text
+
+    def train():
+        left_out = 0
+        for _, text in c4_documents(found["train"]):
+            if identity(text) in held:
+                left_out += 1
+            else:
+                yield text
+        if left_out:
+            say(f"c4: {left_out:,} train documents are held out by validation, not trained on")
+
+    return {"train": train(), "validation": validation()}
+
+
+# ------------------------------------------------------------------ tokens
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece BPE vocabulary (pad 0, eos 1, bos 2, unk 3) that keeps line breaks and indentation.
+    """A SentencePiece BPE vocabulary (pad 0, eos 1, bos 2, unk 3) that keeps breaks and indents.
 
-    BPE on one thread: its counts are integers, so the same text gives the same vocabulary everywhere.
+    BPE on one thread: its counts are integers, so the same text gives the same vocabulary
+    everywhere. Raises UserError where the text has too few pieces.
     """
     import sentencepiece
 
     model = io.BytesIO()  # a file's name would become part of the model, and of its checksum
-
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    lines = [part for line in lines for part in _parts(line)]
     stride = max(1, len(lines) // 100_000)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines[::stride]), model_writer=model, vocab_size=vocab_size,
-            model_type="bpe", pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=["\n"],
-            normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-            add_dummy_prefix=False, character_coverage=0.9995, num_threads=1, minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=iter(lines[::stride]),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            add_dummy_prefix=False,
+            character_coverage=0.9995,
+            num_threads=1,
+            minloglevel=2,
+        )
     except RuntimeError as error:
-        refuse("vocab_size", vocab_size, f"SentencePiece cannot train on this text ({str(error).split('] ')[-1]})")
+        reason = str(error).split("] ")[-1].strip() or "it finds nothing to count in it"
+        refuse("vocab_size", vocab_size, f"SentencePiece cannot train on this text ({reason})")
     return model.getvalue()
 
 
-def prepare(
-    source: str, name: str | None = None, path: list[str] | None = None, validation: list[str] | None = None,
-    tokenizer: str | None = None, vocab_size: int = 1024, shards: int | None = None, say=print,
-) -> Dataset:  # fmt: skip
-    """Tokenize and pack `source` into the cache, atomically, as dataset `name`; returns it.
+LONGEST = 4192 // 4  # characters: SentencePiece drops lines above 4192 bytes, without a word
 
-    `path`: files or globs (text), or one folder or URL prefix (c4). `validation`: files of held-out documents (text;
-    else HELD_OUT of the documents are held out by name). `tokenizer`: a SentencePiece model; else one of `vocab_size`
-    pieces is trained on the training documents. Raises UserError where there is nothing to read or to hold out.
-    """
-    if source == "synthetic":
-        say(f"synthetic needs no preparation (vocabulary {vocab_size})")
-        return open_dataset("synthetic", vocab_size)
-    if source not in ("stdlib", "text", "c4"):
-        refuse("source", source, "must be one of synthetic, stdlib, text, c4")
-    if not 8 <= vocab_size <= 65535:
-        refuse("vocab_size", vocab_size, "must be in 8..65535 (tokens are stored as uint16)")
-    if source != "stdlib" and not path:
-        refuse("path", path, f"source {source} needs --path")
-    if tokenizer and not pathlib.Path(tokenizer).is_file():
-        refuse("tokenizer", tokenizer, "no such file")
-    if source == "c4" and not tokenizer:
-        refuse("tokenizer", tokenizer, "c4 needs --tokenizer, the T5 SentencePiece model of the paper")
-    if source == "c4":
-        documents = {s: functools.partial(c4_documents, path[0], s, shards) for s in SPLITS}
-    else:
-        every = list(stdlib_documents() if source == "stdlib" else text_documents(path))
-        kept = {
-            "train": every if validation else [d for d in every if not held_out(d[0])],
-            "validation": list(text_documents(validation)) if validation else [d for d in every if held_out(d[0])],
-        }
-        if len(every) > 1 and not kept["validation"]:  # few documents: the last one is held out
-            kept = {"train": every[:-1], "validation": every[-1:]}
-        documents = {split: functools.partial(iter, kept[split]) for split in SPLITS}
-    target = (
-        _stdlib_path(vocab_size) if source == "stdlib" and not name else folder("cache") / "data" / (name or source)
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+
+def _parts(line: str) -> list[str]:
+    """`line`, cut where SentencePiece would drop it."""
+    if len(line) <= LONGEST:
+        return [line]
+    return [line[i : i + LONGEST] for i in range(0, len(line), LONGEST)]
+
+
+def _tokenizer_of(path: str, vocab_size: int | None) -> bytes:
+    """A SentencePiece model that can end documents, of `vocab_size` pieces if that is given."""
     try:
-        manifest = _write(scratch, source, documents, tokenizer, vocab_size, say)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    say(f"{target.name}: fingerprint {manifest['fingerprint']}, vocabulary {manifest['vocab_size']}")
-    return Dataset(name or source, manifest["vocab_size"], manifest["fingerprint"], str(target))
+        model = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        refuse("tokenizer", path, f"cannot be read ({error.strerror})")
+    processor = _processor(model)
+    if processor is None:
+        refuse("tokenizer", path, "is not a SentencePiece model")
+    pieces = len(processor)
+    if pieces > MAX_PIECES:
+        refuse("tokenizer", path, f"has {pieces} pieces; at most {MAX_PIECES} fit uint16")
+    if processor.eos_id() < 0:
+        refuse("tokenizer", path, "has no end-of-sentence piece, which ends each document")
+    if vocab_size not in (None, pieces):
+        refuse("vocab_size", vocab_size, f"the tokenizer has {pieces} pieces")
+    return model
 
 
-def _write(scratch, source, documents, tokenizer, vocab_size, say) -> dict:
+def _processor(model: bytes):
+    """The SentencePiece processor of a model, None where it is none."""
     import sentencepiece
 
-    started, spm = time.monotonic(), scratch / "tokenizer.model"
-    if tokenizer:
-        shutil.copy(tokenizer, spm)
-    else:
-        say(f"{source}: training a SentencePiece vocabulary of {vocab_size} pieces")
-        spm.write_bytes(train_tokenizer((text for _, text in documents["train"]()), vocab_size))
+    if not model:  # which SentencePiece takes for no argument
+        return None
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
-        refuse("tokenizer", tokenizer, "is not a SentencePiece model")
-    if len(processor) > 65535:
-        refuse("tokenizer", tokenizer, f"has {len(processor)} pieces; at most 65535 fit uint16")
-    manifest = {"source": source, "vocab_size": len(processor), "tokenizer_sha256": _sha256(spm)}
+        return None
+
+
+def _write(where: pathlib.Path, source: str, texts, model: bytes | None, pieces: int, say) -> dict:
+    """Write a dataset into the empty folder `where`; returns its manifest."""
+    started = time.monotonic()
     for split in SPLITS:
-        counts = {"documents": 0, "bytes": 0, "tokens": 0}
-        with open(scratch / f"{split}.bin", "wb") as file:
-            for _, text in documents[split]():
-                ids = np.array([*processor.encode(text), processor.eos_id()], np.uint16)
-                file.write(ids.tobytes())
-                counts = {
-                    "documents": counts["documents"] + 1,
-                    "bytes": counts["bytes"] + len(text.encode()),
-                    "tokens": counts["tokens"] + len(ids),
-                }
-                if counts["documents"] % 10_000 == 0:
-                    say(f"{source} {split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+        if texts[split] == []:
+            refuse("source", source, f"has no {split} documents")
+    if model is None:
+        say(f"{source}: training a SentencePiece vocabulary of {pieces} pieces")
+        model = train_tokenizer(texts["train"], pieces)
+    processor = _processor(model)
+    with _written(where / "tokenizer.model") as file:
+        file.write(model)
+    manifest = {"source": source, "vocab_size": len(processor)}
+    manifest["tokenizer_sha256"] = hashlib.sha256(model).hexdigest()
+    for split in reversed(SPLITS):  # validation first: see `_c4_texts`
+        counts = _pack(where / f"{split}.bin", texts[split], processor, f"{source} {split}", say)
         if not counts["tokens"]:
             refuse("source", source, f"has no {split} documents")
-        manifest[split] = counts | {"sha256": _sha256(scratch / f"{split}.bin")}
+        manifest[split] = counts
         say(
-            f"{source} {split}: {counts['documents']:,} documents, {counts['bytes'] / 1e6:.1f} MB of text, "
-            f"{counts['tokens']:,} tokens ({time.monotonic() - started:.0f} s)"
+            f"{source} {split}: {counts['documents']:,} documents, "
+            f"{counts['bytes'] / 1e6:.1f} MB of text, {counts['tokens']:,} tokens, "
+            f"{counts['unknown'] / counts['tokens']:.2%} <unk> ({time.monotonic() - started:.0f} s)"
         )
-    identity = {s: manifest[s]["sha256"] for s in SPLITS} | {"tokenizer": manifest["tokenizer_sha256"]}
-    manifest["fingerprint"] = digest(identity)
-    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    manifest["fingerprint"] = _fingerprint(manifest)
+    with _written(where / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
     return manifest
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _pack(path: pathlib.Path, texts: Iterable[str], processor, label: str, say) -> dict:
+    """Write the tokens of `texts`; returns counts of documents, bytes, tokens, and a checksum."""
+    counts = {"documents": 0, "bytes": 0, "tokens": 0, "unknown": 0}
+    checksum = hashlib.sha256()
+    with _written(path) as file:
+        for text in texts:
+            ids = np.array([*processor.encode(text), processor.eos_id()], np.uint16)
+            packed = ids.tobytes()
+            file.write(packed)
+            checksum.update(packed)
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
+            counts["tokens"] += len(ids)
+            counts["unknown"] += int(np.count_nonzero(ids == processor.unk_id()))
+            if counts["documents"] % 10_000 == 0:
+                say(f"{label}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+    return counts | {"sha256": checksum.hexdigest()}
 
 
-@functools.cache
-def _stdlib_path(vocab_size: int) -> pathlib.Path:
-    text = digest({name: text for name, text in stdlib_documents()})
-    return folder("cache") / "data" / f"stdlib-{vocab_size}-{text[:12]}"
+@contextlib.contextmanager
+def _written(path: pathlib.Path):
+    """A new file, on the disk when it is closed."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def open_dataset(name: str, vocab_size: int, prepare_missing: bool = True, say=print) -> Dataset | None:
-    """The dataset that a run calls `name`: `synthetic`, `stdlib`, or a prepared folder of that name.
+# ------------------------------------------------------------------ folders
 
-    `stdlib` is prepared on the spot when `prepare_missing`, else None stands for "not here". Raises UserError where
-    another dataset is missing or its vocabulary is not `vocab_size`.
+
+def _refuse_foreign(target: pathlib.Path, own: bool):
+    """Refuse to replace what stands at `target`, unless it is a dataset and nothing else.
+
+    It must have a manifest, and that must be one or stand beside tokens: a damaged dataset can be
+    prepared again. Of the project's `own`, the standard library's, the manifest may be lost.
     """
-    if name == "synthetic":
-        identity = {"vocab": vocab_size, "copy": COPY_SHARE, "lag": COPY_LAG, "version": 1}
-        return Dataset(name, vocab_size, digest(identity))
-    path = _stdlib_path(vocab_size) if name == "stdlib" else folder("cache") / "data" / name
-    if not (path / "manifest.json").exists():
-        if name == "stdlib" and prepare_missing:
-            return prepare("stdlib", vocab_size=vocab_size, say=say)
-        if not prepare_missing:
-            return None
-        refuse("data", name, "is not prepared here; run `proxies data prepare` first")
+    advice = "move it away or choose another --name"
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        found, fingerprint = manifest["vocab_size"], manifest["fingerprint"]
-    except (ValueError, KeyError):
-        raise UserError(f"data={name!r}: {path.name}/manifest.json is damaged; prepare it again") from None
-    if found != vocab_size:
-        refuse("vocab_size", vocab_size, f"dataset {name} has {found} pieces")
-    return Dataset(name, vocab_size, fingerprint, str(path))
+        if not os.path.lexists(target):
+            return
+        if target.is_symlink() or not target.is_dir():
+            refuse("name", target.name, f"stands for a file or link in {target.parent}; {advice}")
+        entries = list(os.scandir(target))
+        foreign = sorted(e.name for e in entries if not _is_of_a_dataset(e))
+    except OSError as error:
+        refuse("name", target.name, f"its folder cannot be read ({error.strerror})")
+    if foreign:
+        refuse("name", target.name, f"its folder also holds {foreign[0]!r}; {advice}")
+    if not own and not _has_manifest(target, beside_tokens=len(entries) > 1):
+        refuse("name", target.name, f"its folder holds no dataset; {advice}")
+
+
+def _is_of_a_dataset(entry: os.DirEntry) -> bool:
+    return entry.name in FILES and not entry.is_dir(follow_symlinks=False)
+
+
+def _has_manifest(path: pathlib.Path, beside_tokens: bool) -> bool:
+    if beside_tokens:
+        return (path / "manifest.json").is_file()
+    try:
+        with _Folder(path.name, path) as prepared:
+            return bool(prepared.read_manifest())
+    except UserError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, wait: bool):
+    """Hold the lock of a folder, which ends with the process; yields whether this one has it.
+
+    Not where the file system has no locks (some network ones): nobody has it there.
+    """
+    at = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(at, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(at)
+
+
+@contextlib.contextmanager
+def _scratch(target: pathlib.Path):
+    """A folder beside `target` for a preparation of it, with `new` in it; gone afterwards.
+
+    Its lock says that this process lives: the next preparation of that name removes what others
+    left, but not what has a living owner. `old` in it is what `_install` took from `target`.
+    """
+    parent = target.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = parent / f".{target.name}-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_discard, scratch, target)
+        with _locked(parent, wait=True):
+            _discard_stale(target)
+            (scratch / "new").mkdir(parents=True)
+            stack.enter_context(_locked(scratch, wait=False))
+        yield scratch
+
+
+def _discard_stale(target: pathlib.Path):
+    pattern = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}")
+    for path in target.parent.iterdir():
+        if path.is_symlink() or not pattern.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError), _locked(path, wait=False) as dead:
+            if dead:
+                _discard(path, target)
+
+
+def _discard(scratch: pathlib.Path, target: pathlib.Path):
+    """Remove a scratch folder, after `target` is what it was if nothing took its place."""
+    old = scratch / "old"
+    with contextlib.suppress(OSError):
+        if old.is_dir() and not os.path.lexists(target):
+            os.rename(old, target)
+    for path in (scratch / "new", old, scratch):
+        with contextlib.suppress(OSError):
+            _remove(path)
+
+
+def _remove(path: pathlib.Path):
+    """Delete a folder of a dataset's files; anything else in it stays, and the folder with it."""
+    if path.is_symlink():
+        return
+    for name in FILES:
+        (path / name).unlink(missing_ok=True)
+    path.rmdir()
+
+
+def _install(scratch: pathlib.Path, target: pathlib.Path, own: bool):
+    """Rename the new dataset to `target`; what stood there waits in `scratch` meanwhile."""
+    with _locked(target.parent, wait=True):
+        _refuse_foreign(target, own)
+        if os.path.lexists(target):
+            os.rename(target, scratch / "old")
+        os.rename(scratch / "new", target)
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm():
+    """Within, SIGTERM unwinds as an interrupt does, with status 143, where nobody else hears it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clearing up
+        print("proxies: stopped by SIGTERM; data is not prepared", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -303,10 +303,13 @@ def _run_lanes(plan: Plan, quiet: bool):
     with checkpoint.until_terminated():
         for layout, members in _lane_jobs(missing, devices):
             program, name = members[0].run.program, members[0].run.data
+            runs, keys = [f.run for f in members], [f.key for f in members]
+            dataset = data.open_dataset(name, program[0].vocab_size)
+            if config.key(runs[0], dataset.fingerprint) != keys[0]:  # the name of checkpoints
+                again = "was prepared again since the sweep was planned; start again"
+                raise UserError(f"data={name!r}: {again}")
             if (program, layout) not in trainers:
                 trainers[program, layout] = Trainer(*program, layout, devices)
-            dataset = data.open_dataset(name, program[0].vocab_size)
-            runs, keys = [f.run for f in members], [f.key for f in members]
             for one, result in trainers[program, layout].train_all(runs, dataset, keys):
                 if first:
                     record(plan.folder, one, dataset, result)

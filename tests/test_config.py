@@ -99,7 +99,7 @@ def test_different_protocols_have_different_labels_and_equal_ones_the_same():
     assert config.study("smoke", {"z_loss": 0.1, "steps": 80}).label == config.study("smoke", {"steps": 80, "z_loss": 0.1}).label
 
 
-@pytest.mark.parametrize("label", ["", ".", "..", "a/b", "/a", "a\n", "-a", "ä", "x" * 65, 3, None])
+@pytest.mark.parametrize("label", ["", ".", "..", "a/b", "/a", "a\n", "-a", "ä", "x" * 101, 3, None])
 def test_a_label_is_one_plain_component(label):
     with pytest.raises(UserError, match="^label="):
         config.study("smoke", {"label": label})
@@ -121,7 +121,7 @@ def test_a_refused_value_is_shown_in_one_short_line():
     for value in ("a\nb", "x" * 10_000, 10**5000, deep, "\u2028"):
         with pytest.raises(UserError) as error:
             config.refuse("name", value, "must be something")
-        assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 200
+        assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 300
 
 
 def test_the_installed_checkout_goes_before_the_folder_one_stands_in(tmp_path, monkeypatch):
