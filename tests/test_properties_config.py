@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxies_lib import config, notebooks
 from proxies_lib.config import Run, Study, UserError
 
-LONGEST_LINE = 760  # characters: a name, a value, and what is allowed, at most the names of all fields
+LONGEST_LINE = 2 * config.SHOWN + 500  # a name, a value, and what is allowed, at most the names of all fields
 
 
 def cases(n: int):

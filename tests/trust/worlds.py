@@ -161,7 +161,7 @@ class World:
             path
             for kind in KINDS
             for path in self.path(kind).rglob("*")
-            if path.name.startswith(".") or ".failed." in path.name or ".orbax" in path.name
+            if path.name.startswith((".", "part-")) or ".failed." in path.name or ".orbax" in path.name
         ]
         stray += self.path("checkpoints").glob("*")
         return sorted(str(path.relative_to(self.folder)) for path in stray if path.name not in DOCUMENTED)
