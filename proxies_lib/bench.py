@@ -21,7 +21,7 @@ import unittest.mock
 
 import numpy as np
 
-from proxies_lib import config, data, model, optim, store, sweep
+from proxies_lib import config, data, model, optim, settings, store, sweep
 
 SHAPES = ((32, 2), (64, 3), (128, 4))
 PROFILED_CALLS = 5
@@ -31,10 +31,10 @@ SWEEP_LRS, SWEEP_STEPS = config.PAPER_WINDOW, 400
 def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
     """Measure `part` ("step", "profile", "lanes", "checkpoint", "sweep", "store"; None: lanes on an accelerator, else a
     step) and print a table, or JSON lines with the machine's description."""
-    part = part or ("step" if sweep.platform_of_jax() == "cpu" else "lanes")
+    part = part or ("step" if settings.platform_of_jax() == "cpu" else "lanes")
     if part in ON_ONE_CORE:  # a fresh process: threads are set before JAX starts
         command = [sys.executable, "-m", "proxies_lib.bench", part, str(seconds), "json" if as_json else "table"]
-        subprocess.run(command, env=sweep.single_threaded(), check=True)
+        subprocess.run(command, env=os.environ | settings.ONE_THREAD_AT_START, check=True)
         return
     measure = {
         "lanes": lambda: measure_lanes(seconds), "checkpoint": lambda: measure_checkpoint(seconds),
@@ -215,7 +215,7 @@ def measure_profile(seconds: float):
 
 def _models() -> list[config.Run]:
     """On an accelerator the models of the gpu scale, each with its batch; else those of `SHAPES`."""
-    if sweep.platform_of_jax() == "cpu":
+    if settings.platform_of_jax() == "cpu":
         return [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]
     study = config.scales()["gpu"]
     base = config.replace(study.base, data="synthetic", log_every=10)  # speed does not depend on the text
@@ -230,7 +230,7 @@ def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
 
     from proxies_lib.train import layout_for
 
-    devices, accelerator = jax.devices(), jax.default_backend() != "cpu"
+    accelerator, devices = settings.platform_of_jax() != "cpu", jax.devices()
     for run in runs or _models():
         layout = layout_for(*run.program, devices)
         one, all_ = _Training(run), _Training(run, layout, devices)
@@ -266,7 +266,8 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
 
     devices = jax.devices()
     for run in runs or _models():
-        layout = Layout() if sweep.platform_of_jax() == "cpu" else layout_for(*run.program, devices)
+        on_cpu = settings.platform_of_jax() == "cpu"
+        layout = Layout() if on_cpu else layout_for(*run.program, devices)
         training = _Training(run, layout, devices[: layout.run * layout.data])
         every = checkpoint.interval(run, layout)
         run = config.replace(run, steps=every + run.train.log_every)
@@ -396,6 +397,7 @@ def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
 ON_ONE_CORE = {"step": measure_step, "profile": measure_profile}
 
 if __name__ == "__main__":
+    settings.use_one_thread()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     show(sys.argv[1], ON_ONE_CORE[sys.argv[1]](float(sys.argv[2])), sys.argv[3] == "json")

@@ -3,21 +3,29 @@
 A group of lanes (or one sharded run) has a folder of its own, named after the keys of its runs. It can be resumed on
 other devices: bit for bit on equal ones, up to rounding on others. Runs of less than an interval leave none behind,
 unless they are interrupted by SIGTERM, which clouds send before they take a machine away.
+
+Orbax's files hold arrays without checksums, so sums of them stand in its metadata and are compared
+on restoring. What cannot be read, a group or a step, is told in a line and passed over: an earlier
+step is taken, or the beginning.
 """
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
+import pathlib
 import signal
+import sys
 import threading
+import warnings
 from operator import itemgetter
 
 import jax
 import numpy as np
 
-from proxies_lib import config
+from proxies_lib import config, store
 from proxies_lib.config import Run, UserError
 
 # FLOPs of a device between two checkpoints: about five minutes of an H200 or ten of a v5e chip; five of a laptop.
@@ -74,73 +82,234 @@ def _asked_to_stop() -> bool:
     return multihost_utils.reached_preemption_sync_point(_chunks)
 
 
-def pending(missing) -> list[dict]:
-    """Groups that have a checkpoint, all their runs among the keys `missing`: their `keys`, and `layout` by field."""
-    if not root().exists():
+def pending(missing, say=print) -> list[dict]:
+    """Groups that have a checkpoint, all their runs among the keys `missing`: their `keys`, and
+    `layout` by field.
+
+    A run is in one of them at most. A group that cannot be read is passed over, with a line.
+    """
+    if not root().is_dir():
         return []
-    files = [folder / "group.json" for folder in sorted(root().iterdir())]
-    groups = [json.loads(file.read_text()) for file in files if file.exists()]
-    return [group for group in groups if set(group["keys"]) <= set(missing)]
+    groups, left = [], set(missing)
+    for folder in sorted(root().iterdir()):
+        if not (folder / "group.json").exists():
+            continue
+        if (group := _read_group(folder)) is None:
+            say(
+                f"checkpoint: group {folder.name} cannot be read; "
+                "its runs start from the beginning"
+            )
+        elif left.issuperset(group["keys"]):
+            groups.append(group)
+            left.difference_update(group["keys"])
+    return groups
+
+
+def _read_group(folder) -> dict | None:
+    """The group of a folder of checkpoints, None where its file is damaged or of other fields."""
+    from proxies_lib.train import Layout
+
+    try:
+        if not (folder / "group.json").is_file():  # a pipe would wait for ever
+            return None
+        group = json.loads((folder / "group.json").read_text())
+        keys, layout = group["keys"], group["layout"]
+        kinds = {field.name: field.type for field in dataclasses.fields(Layout)}
+        whole = (
+            folder.name == _folder_name(keys)
+            and len(set(keys)) == len(keys) > 0
+            and all(type(value) is kinds[name] for name, value in layout.items())
+            and all(value >= (name not in ("lanes", "scan")) for name, value in layout.items())
+            and group.get("digest") in (None, _digest(keys, layout))  # older ones have none
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return group if whole else None
+
+
+def _folder_name(keys: list[str]) -> str:
+    return config.digest({"keys": keys})
+
+
+def _digest(keys: list[str], layout: dict) -> str:
+    return config.digest({"keys": keys, "layout": layout})
+
+
+def _sums(tree) -> list[int]:
+    """A checksum of each array of `tree`, however it lies on devices and processes: its words added
+    up, modulo 2³²."""
+    sums = np.array([_sum_here(array) % 2**32 for array in jax.tree.leaves(tree)], np.uint32)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        sums = multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint64) % 2**32
+    return sums.tolist()
+
+
+def _sum_here(array) -> int:
+    """The sum of what this process holds of an array, each part of it once over all processes."""
+    if isinstance(array, jax.Array):
+        parts = [shard.data for shard in array.addressable_shards if shard.replica_id == 0]
+    else:  # of NumPy, the same on every process
+        parts = [array] if jax.process_index() == 0 else []
+    words = [np.ascontiguousarray(part) for part in parts]
+    return sum(int(word.view(f"u{word.itemsize}").sum(dtype=np.uint64)) for word in words)
+
+
+def _everywhere(fine: bool) -> bool:
+    """Whether all processes say so: they go on from the same step."""
+    if jax.process_count() == 1:
+        return fine
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(fine)).all())
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Within, nothing is printed about exceptions and coroutines that nobody waits for."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 class Group:
-    """The checkpoints of runs that train together. `layout` is stored with them, so that they find together again."""
+    """The checkpoints of runs that train together. `layout` is stored with them, so that they find
+    together again.
 
-    def __init__(self, runs: list[Run], keys: list[str], layout):
-        self.keys, self.layout, self.manager = keys, layout, None
-        self.folder = root() / config.digest({"keys": keys})
+    `say` is told what is damaged, and what a full disk did not take: training goes on without.
+    """
+
+    def __init__(self, runs: list[Run], keys: list[str], layout, say=print):
+        self.keys, self.layout, self.manager, self.say = keys, layout, None, say
+        self.folder = root() / _folder_name(keys)
         self.every = interval(runs[0], layout)
         self.steps = runs[0].hparams.steps
+        self.damaged = []  # steps that could not be restored
+        self.failed = False  # a save has
 
     def _open(self):
         if self.manager is None:
             import orbax.checkpoint as ocp
 
-            logging.getLogger("absl").setLevel(logging.ERROR)
+            for chatty in ("absl", "asyncio"):  # pages about a damaged step, of which a line tells
+                logging.getLogger(chatty).setLevel(logging.CRITICAL)
             if jax.process_index() == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                group = {"keys": self.keys, "layout": dataclasses.asdict(self.layout)}
-                (self.folder / "group.json").write_text(json.dumps(group))
+                self._write_group()
             options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
-            self.manager = ocp.CheckpointManager(self.folder / "steps", options=options)
+            handler = ocp.StandardCheckpointHandler()  # said, not guessed from a damaged step
+            self.manager = ocp.CheckpointManager(
+                self.folder / "steps", options=options, item_handlers=handler
+            )
         return self.manager
 
+    def _write_group(self):
+        layout = dataclasses.asdict(self.layout)
+        group = {"keys": self.keys, "layout": layout, "digest": _digest(self.keys, layout)}
+        if _read_group(self.folder) == group:
+            return
+        content, file = json.dumps(group).encode(), self.folder / "group.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if "://" in os.fspath(file):  # a bucket writes objects whole
+            file.write_bytes(content)
+        else:
+            store.write_atomically(pathlib.Path(file), content)
+
     def restore(self, state, metrics, step: int | None = None):
-        """State, first losses and points of the checkpoint at `step`, or of the last one; None where there is none.
-        `state` is abstract, with the shardings it is wanted in; `metrics` are those of a chunk (Trainer.abstract)."""
+        """State, first losses and points of the checkpoint at `step`, or of the last whole one;
+        None where there is none. `state` is abstract, with the shardings it is wanted in; `metrics` are
+        those of a chunk (Trainer.abstract)."""
         if not (self.folder / "group.json").exists():
             return None
         kept = self._open()
-        step = kept.latest_step() if step is None else step
-        if step is None or step not in kept.all_steps():
-            return None
+        steps = sorted(kept.all_steps(), reverse=True)
+        for each in steps if step is None else [step] * (step in steps):
+            found = self._restore(each, state, metrics)
+            if _everywhere(found is not None) and _everywhere(self._unchanged(each, found)):
+                points = jax.tree.map(np.asarray, found["points"])
+                n = each // metrics["loss"].shape[-1]
+                rows = [jax.tree.map(itemgetter(i), points) for i in range(n)]
+                return found["state"], np.asarray(found["first"]), rows
+            self.damaged.append(each)
+            if jax.process_index() == 0:
+                name = self.folder.name
+                self.say(f"checkpoint: step {each} of group {name} is damaged and passed over")
+        return None
+
+    def _restore(self, step: int, state, metrics) -> dict | None:
+        """What was saved at `step`, None where it cannot be read."""
         import orbax.checkpoint as ocp
 
         n = step // metrics["loss"].shape[-1]
         points = jax.tree.map(lambda x: np.empty((n, *x.shape), x.dtype), metrics)
         first = np.empty(metrics["loss"].shape[:-1] or 1, np.float32)
         wanted = {"state": state, "first": first, "points": points}
-        found = kept.restore(step, args=ocp.args.StandardRestore(wanted))
-        points = jax.tree.map(np.asarray, found["points"])
-        return found["state"], np.asarray(found["first"]), [jax.tree.map(itemgetter(i), points) for i in range(n)]
+        with _quietly():
+            try:
+                return self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
+            except Exception:  # Orbax and TensorStore raise almost anything on damaged files
+                pass
+            gc.collect()  # coroutines that it left behind would complain later
+        return None
+
+    def _unchanged(self, step: int, found: dict) -> bool:
+        """Whether arrays have the sums that they were saved with. Older checkpoints have none."""
+        sums = (self.manager.metadata(step).custom_metadata or {}).get("sums")
+        return _sums(found) == (sums or _sums(found))
 
     def after(self, step: int, state, first: np.ndarray, points: list):
         """Save where it is time, `step` steps being done. Raises Preempted, all saved, when asked to stop."""
         stop = _asked_to_stop()
         if step >= self.steps or not (stop or step % self.every == 0):
             return
+        stacked = jax.tree.map(lambda *x: np.stack(x), *points)
+        tree = {"state": state, "first": first, "points": stacked}
+        self._settled()
+        saved = self._tried(lambda: self._save(step, tree))
+        if stop:
+            saved = self._settled() and saved
+            then = "start again to go on from there" if saved else "no checkpoint could be written"
+            raise Preempted(f"stopped by SIGTERM at step {step} of {self.steps}; {then}")
+
+    def _save(self, step: int, tree: dict):
         import orbax.checkpoint as ocp
 
-        stacked = jax.tree.map(lambda *x: np.stack(x), *points)
-        args = ocp.args.StandardSave({"state": state, "first": first, "points": stacked})
-        self._open().save(step, args=args, force=True)
-        if stop:
-            self.manager.wait_until_finished()
-            raise Preempted(f"stopped by SIGTERM at step {step} of {self.steps}; start again to go on from there")
+        kept = self._open()
+        while self.damaged:  # deleted only now, with something newer to keep
+            kept.delete(self.damaged.pop())
+        args, sums = ocp.args.StandardSave(tree), {"sums": _sums(tree)}
+        kept.save(step, args=args, force=True, custom_metadata=sums)
+
+    def _settled(self) -> bool:
+        """Wait for what is being written in the background; whether it was written."""
+        return self.manager is None or self._tried(self.manager.wait_until_finished)
+
+    def _tried(self, write) -> bool:
+        """Whether `write()` worked. If not, a line, the first time, and no remains. Where there are
+        several processes all would have to know of it, so there it raises."""
+        try:
+            write()
+        except Exception as error:  # Orbax and TensorStore raise almost anything on a full disk
+            if jax.process_count() > 1:
+                raise
+            if not self.failed:
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+                name = self.folder.name
+                self.say(f"checkpoint: {name} was not written ({why}); training goes on")
+            self.failed = True
+            for remains in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
+                remains.rmtree(missing_ok=True)
+            return False
+        return True
 
     def close(self, finished: bool):
         """End what is being written; when the runs are `finished` and stored, remove the folder."""
         if self.manager is not None:
+            self._settled()
             self.manager.close()
-            if finished and jax.process_index() == 0:
-                self.folder.rmtree()
+        if finished and (self.manager is not None or self.failed) and jax.process_index() == 0:
+            self.folder.rmtree(missing_ok=True)

@@ -210,6 +210,7 @@ def _gather(options):
         os.environ["PROXIES_WORKERS"] = str(options.workers)
     if getattr(options, "engine", None):
         os.environ["PROXIES_ENGINE"] = options.engine
+    sweep.chosen_engine()
     if options.store is not None:
         os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
     shard, overrides = _shard(getattr(options, "shard", "1/1")), _settings(options)
@@ -331,10 +332,10 @@ def _table(options):
     from proxies_lib import outputs, store
 
     place = outputs.source("papermill_runs", options.scale, "runs.parquet", options.published)
-    found = place and store.exported(place)
-    if found is None:
+    runs = place and store.exported_runs(place)
+    if runs is None:
         raise UserError(f"scale={options.scale!r}: no exported table yet; run its sections first")
-    found[0].to_csv(sys.stdout, index=False)
+    runs.to_csv(sys.stdout, index=False)
 
 
 def _claims(options):

@@ -14,12 +14,11 @@ import re
 import socket
 import tempfile
 
-from proxies_lib import config, data, store, sweep
+from proxies_lib import config, data, settings, store, sweep
 from proxies_lib.config import Run, UserError, refuse
 
 LANES = 16  # runs of a job on an accelerator
 LOSSES = 5  # a job that took more workers than this with it ends the sweep
-ONE_THREAD = ("XLA_FLAGS", "NPROC", "OMP_NUM_THREADS", "JAX_PLATFORMS")  # of `sweep.single_threaded`
 # One chip also on a slice of several hosts: Ray bounds the process to it, so that hosts do not wait for each other.
 SLOTS = {"TPU": {"num_cpus": 0, "resources": {"TPU": 1}}, "GPU": {"num_cpus": 0, "num_gpus": 1}, "CPU": {"num_cpus": 1}}
 
@@ -30,13 +29,17 @@ class Worker:
     """An actor of Ray that trains jobs on its node, `lanes` runs at once (0: one run, no vmap)."""
 
     def __init__(self, lanes: int):
-        sweep.use_compilation_cache()
+        if not lanes:
+            settings.use_one_thread()
+        from proxies_lib import executables  # jax only now: its threads are counted as it starts
+
+        executables.use_cache()
         self.lanes, self.trainers = lanes, {}
 
     def check(self, fingerprints: dict[tuple[str, int], str]) -> str:
         """What makes this node unfit, in one line, or "". Its corpora must be the driver's; `stdlib` prepares itself."""
         node, cache = f"node {platform.node()}", config.folder("cache")
-        if self.lanes and sweep.platform_of_jax() == "cpu":
+        if self.lanes and settings.platform_of_jax() == "cpu":
             return f"{node}: Ray counts accelerators here, but jax finds none; install jax for them"
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / ".lock", "w") as lock:
@@ -127,8 +130,7 @@ def _serve(ray, plan: sweep.Plan, workers: int, quiet: bool):
     kind = next((k for k in SLOTS if ray.cluster_resources().get(k)), "CPU")
     lanes, options = 0 if kind == "CPU" else LANES, dict(SLOTS[kind])
     if kind == "CPU":
-        environment = sweep.single_threaded()
-        options["runtime_env"] = {"env_vars": {name: environment[name] for name in ONE_THREAD}}
+        options["runtime_env"] = {"env_vars": settings.ONE_THREAD_AT_START}
     corpora = {(f.run.data, f.run.model.vocab_size) for f in plan.missing}
     fingerprints = {corpus: data.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)}
     jobs, lost, awaited = Jobs(plan, max(lanes, 1)), collections.Counter(), {}  # an answer: (worker, job or None)
@@ -140,7 +142,9 @@ def _serve(ray, plan: sweep.Plan, workers: int, quiet: bool):
         try:
             sent = ray.get(answer)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from None
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise UserError(f"ray: {sweep.what_failed(error.cause)}; {sweep.GO_ON}") from error
         except ray.exceptions.RayError as error:
             ray.kill(worker)
             lost[job] += 1

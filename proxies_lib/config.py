@@ -342,7 +342,12 @@ def _younger() -> dict[str, object]:
 
 def key(run: Run, fingerprint: str) -> str:
     """Identity of a run's numbers: the whole configuration and the corpus-and-tokenizer fingerprint."""
-    return _digest_of_fields({"schema": SCHEMA, "fingerprint": fingerprint, **_identity(flat(run))})
+    return key_of(flat(run), fingerprint)
+
+
+def key_of(values: dict, fingerprint: str, schema: int = SCHEMA) -> str:
+    """The key of the run with these `flat` values, stored when SCHEMA was `schema`."""
+    return _digest_of_fields({"schema": schema, "fingerprint": fingerprint, **_identity(values)})
 
 
 def _digest_of_fields(fields: dict) -> str:

@@ -1,23 +1,32 @@
-"""Notebooks as programs: find a section, read its grid without running it, execute it with papermill."""
+"""Notebooks as programs: find a section, read its grid without running it, execute it with
+papermill."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import tempfile
 
 import jupytext
 
-from proxies_lib import config, outputs
+from proxies_lib import config, outputs, sweep
 from proxies_lib.config import Run, UserError, refuse
+
+KERNEL = "python3"
+START_SECONDS = 180  # for a kernel to answer, on a busy machine
 
 
 def sections() -> dict[str, pathlib.Path]:
     """The notebooks by number: {"01": …/01_attention_logit_growth.py}."""
-    return {path.name[:2]: path for path in sorted((config.root() / "notebooks").glob("[0-9][0-9]_*.py"))}
+    return {
+        path.name[:2]: path
+        for path in sorted((config.root() / "notebooks").glob("[0-9][0-9]_*.py"))
+    }
 
 
 def choose(names: list[str]) -> list[pathlib.Path]:
-    """Sections by number or name, the overview last: it shows what the others found. Raises UserError."""
+    """Sections by number or name, the overview last: it shows what the others found. Raises
+    UserError."""
     known = sections()
     if not known:
         raise UserError(f"notebooks: none in {config.root()}; stand in the project's folder")
@@ -30,43 +39,95 @@ def choose(names: list[str]) -> list[pathlib.Path]:
 
 
 def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
-    """The runs a section asks for, from its cells tagged `setup` and `grid`, executed with `parameters`.
+    """The runs a section asks for, from its cells tagged `setup` and `grid`, executed with
+    `parameters`.
 
-    The second list is what the grid calls `held_out`: runs that the notebook trains itself, after a prediction.
+    The second list is what the grid calls `held_out`: runs that the notebook trains itself, after
+    a prediction. Raises UserError where the notebook cannot be read or such a cell fails.
     """
     space = dict(parameters)
-    for cell in jupytext.read(path).cells:
+    for cell in _read(path).cells:
         if {"setup", "grid"} & set(cell.metadata.get("tags", [])):
-            exec(compile(cell.source, path.name, "exec"), space)
-    return tuple([run for runs in space.get(name, {}).values() for run in runs] for name in ("runs", "held_out"))
+            try:
+                exec(compile(cell.source, path.name, "exec"), space)
+            except UserError:
+                raise
+            except Exception as error:
+                why = sweep.what_failed(error)
+                raise UserError(f"{path.stem}: a cell of its grid failed ({why})") from error
+    return tuple(
+        [run for runs in space.get(name, {}).values() for run in runs]
+        for name in ("runs", "held_out")
+    )
+
+
+def _read(path: pathlib.Path):
+    try:
+        return jupytext.read(path)
+    except (OSError, ValueError) as error:
+        why = sweep.what_failed(error)
+        raise UserError(f"{path.stem}: cannot be read as a notebook ({why})") from None
 
 
 def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
-    """Run one notebook with papermill into its label's folder (`outputs.target`). Raises UserError where a cell fails.
+    """Run one notebook with papermill into its label's folder, in this interpreter.
 
+    Raises UserError where a cell fails, the kernel dies or a file cannot be written.
     The output appears only when complete; a failed one stays beside it as `.failed.ipynb`.
     """
     import nbformat
-    import papermill
 
     target = outputs.target("papermill_runs", label) / f"{path.stem}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_suffix(".failed.ipynb")
+    notebook = _read(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _execute(notebook, parameters, path.stem, scratch)
+        notebook = nbformat.read(scratch, as_version=4)
+        _check_that_all_cells_ran(notebook, path.stem, scratch)
+        _scrub(notebook)
+        nbformat.write(notebook, scratch)
+        os.replace(scratch, target)
+    except OSError as error:
+        raise UserError(f"{path.stem}: {sweep.what_failed(error)}") from None
+    return target
+
+
+def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
+    """Execute `notebook` into the file `scratch`; every failure but the system's is a UserError."""
+    import papermill
+
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # the line below says it
     with _quiet_kernel():
         try:
             papermill.execute_notebook(
-                jupytext.read(path), str(scratch), parameters=parameters, kernel_name="python3",
-                progress_bar=False, cwd=str(config.root()),
-            )  # fmt: skip
+                notebook,
+                str(scratch),
+                parameters=parameters,
+                kernel_name=KERNEL,
+                progress_bar=False,
+                cwd=str(config.root()),
+                start_timeout=START_SECONDS,
+            )
         except papermill.PapermillExecutionError as error:
+            why = f"{error.ename}: {error.evalue}"
             raise UserError(
-                f"{path.stem}: cell {error.cell_index} failed ({error.ename}: {error.evalue}); see {scratch.name}"
+                f"{name}: cell {error.cell_index} failed ({why}); see {scratch.name}"
             ) from None
-    notebook = nbformat.read(scratch, as_version=4)
-    _scrub(notebook)
-    nbformat.write(notebook, scratch)
-    os.replace(scratch, target)
-    return target
+        except OSError:
+            raise
+        except Exception as error:  # a kernel that dies or does not start has no type in common
+            why = sweep.what_failed(error)
+            if "died" in why:
+                why += "; the system kills one where memory runs out"
+            raise UserError(f"{name}: its kernel failed ({why}); see {scratch.name}") from error
+
+
+def _check_that_all_cells_ran(notebook, name: str, scratch: pathlib.Path):
+    """Papermill marks cells as completed although they never ran; a count says that one did."""
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and cell.source.strip() and not cell.execution_count:
+            raise UserError(f"{name}: cell {i} did not run; see {scratch.name}")
 
 
 def _scrub(notebook):
@@ -80,11 +141,23 @@ def _scrub(notebook):
 
 @contextlib.contextmanager
 def _quiet_kernel():
-    """A throw-away IPython profile: the user's own start-up files must not change results, and ipykernel's
-    start-up warning must not enter the outputs."""
+    """A kernel of this interpreter with a throw-away IPython profile.
+
+    Another `python3` that Jupyter finds first would run other code, and the user's own start-up
+    files must not change results; ipykernel's start-up warning must not enter the outputs.
+    """
+    from ipykernel.kernelspec import write_kernel_spec
+
     with tempfile.TemporaryDirectory() as folder:
         profile = pathlib.Path(folder) / "profile_default"
         profile.mkdir()
-        (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n")
-        with config.environment("IPYTHONDIR", folder):
+        (profile / "ipython_kernel_config.py").write_text(
+            "c.IPKernelApp.log_level = 40\nc.IPKernelApp.exec_PYTHONSTARTUP = False\n"
+        )
+        write_kernel_spec(pathlib.Path(folder) / "kernels" / KERNEL)
+        places = filter(None, (folder, os.environ.get("JUPYTER_PATH")))
+        with (
+            config.environment("IPYTHONDIR", folder),
+            config.environment("JUPYTER_PATH", os.pathsep.join(places)),
+        ):
             yield

@@ -15,21 +15,27 @@ import os
 import pathlib
 import platform
 import queue
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from proxies_lib import config, data, outputs, store
+from proxies_lib import config, data, outputs, settings, store
 from proxies_lib.config import Run, Study, UserError
 
 FLOPS_PER_SECOND = 35e9  # per core, where no stored run of the program tells
 COMPILE_SECONDS = 15.0
+ENGINES = ("auto", "processes", "lanes", "ray")
+MOST_WORKERS = 100_000  # of a cluster; more is a slip of the keyboard
+GO_ON = "finished runs are kept, start again to go on"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +134,11 @@ def _estimates(found: list[store.Found], folder: pathlib.Path) -> dict:
 def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False):
     """Train what `plan` misses. `engine`: "processes" (one core a run), "lanes" (vmap in this process), "ray" (over a
     cluster, see `cluster`), or "auto": the one that PROXIES_ENGINE names, else by this machine's device."""
-    engines = ("auto", "processes", "lanes", "ray")
-    if engine == "auto":
-        engine = os.environ.get("PROXIES_ENGINE") or "auto"
-    if engine not in engines:
-        config.refuse("engine", engine, f"must be one of {', '.join(engines)}")
+    engine = chosen_engine(engine)
     if not plan.missing and not _distributed():
         return
     if engine == "auto":
-        engine = "processes" if platform_of_jax() == "cpu" else "lanes"
+        engine = "processes" if settings.platform_of_jax() == "cpu" else "lanes"
     if engine == "ray":
         from proxies_lib import cluster
 
@@ -145,6 +147,15 @@ def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False)
         _run_processes(plan, min(workers or cores(), len(plan.missing)), quiet)
     else:
         _run_lanes(plan, quiet)
+
+
+def chosen_engine(engine: str = "auto") -> str:
+    """`engine`, else the one that PROXIES_ENGINE names, else "auto". Raises UserError on others."""
+    named = engine if engine != "auto" else os.environ.get("PROXIES_ENGINE") or "auto"
+    if named not in ENGINES:
+        field = "engine" if named == engine else "PROXIES_ENGINE"
+        config.refuse(field, named, f"must be one of {', '.join(ENGINES)}")
+    return named
 
 
 def collect(runs: dict[str, list[Run]], study: Study, columns=None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -179,22 +190,18 @@ def _published_table(study: Study) -> pathlib.Path:
 def cores() -> int:
     """Worker processes used by default: PROXIES_WORKERS, or the cores this process may use."""
     chosen = os.environ.get("PROXIES_WORKERS")
-    if chosen and not (chosen.isdigit() and int(chosen) > 0):
-        config.refuse("PROXIES_WORKERS", chosen, "must be a whole number above 0")
-    if chosen:
-        return int(chosen)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not chosen:
+        return settings.threads()
+    digits = len(str(MOST_WORKERS))
+    if not re.fullmatch(f"[0-9]{{1,{digits}}}", chosen) or not 1 <= int(chosen) <= MOST_WORKERS:
+        allowed = f"must be a whole number from 1 to {MOST_WORKERS:,}"
+        config.refuse("PROXIES_WORKERS", f"{chosen[:20]}…" if len(chosen) > 20 else chosen, allowed)
+    return int(chosen)
 
 
 def _distributed() -> bool:
     """Whether this process is one of several under `jax.distributed` (which must not start JAX just to find out)."""
     return bool(os.environ.get("PROXIES_DISTRIBUTED"))
-
-
-def platform_of_jax() -> str:
-    import jax
-
-    return jax.default_backend()
 
 
 # ------------------------------------------------------------------ provenance
@@ -211,23 +218,24 @@ def commit() -> str:
         return outputs.UNKNOWN
 
 
-def _cpu(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo, "" where there is none."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
-
-
 @functools.cache
 def provenance() -> dict[str, str]:
-    """Software, device and commit of this process, stored with every run."""
+    """Software, device, commit and unpinned settings of this process, stored with every run."""
     import jax
 
-    device = _cpu("model name") or platform.processor()
-    if jax.default_backend() != "cpu":
+    from proxies_lib import executables
+
+    device = executables.cpu("model name") or platform.processor()
+    if settings.platform_of_jax() != "cpu":
         device = jax.devices()[0].device_kind
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    return {"device": device, "python": platform.python_version(), **versions, "commit": commit()}
+    return {
+        "device": device,
+        "python": platform.python_version(),
+        **versions,
+        "commit": commit(),
+        "settings": settings.unpinned(),
+    }
 
 
 def record(folder, run: Run, dataset: data.Dataset, result: dict):
@@ -271,26 +279,16 @@ class Progress:
 # ------------------------------------------------------------------ engines
 
 
-def use_compilation_cache():
-    """JAX's persistent compilation cache, kept apart by machine: executables of another CPU do not load."""
-    import jax
-
-    machine = config.digest({"flags": _cpu("flags"), "machine": platform.machine()})[:8]
-    where = config.folder("cache") / "xla" / machine
-    jax.config.update("jax_compilation_cache_dir", str(where))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def _run_lanes(plan: Plan, quiet: bool):
     """Train on this process's accelerators, or, under `jax.distributed`, on those of all processes, in step: the first
     one's store says what is missing, and it alone writes."""
     import jax
 
-    from proxies_lib import checkpoint
+    from proxies_lib import checkpoint, executables
     from proxies_lib.train import Trainer
 
-    use_compilation_cache()
+    settings.platform_of_jax()  # refuses, in a line, where there is no such device
+    executables.use_cache()
     first = jax.process_index() == 0
     missing = plan.missing
     if jax.process_count() > 1:
@@ -371,37 +369,60 @@ def _run_processes(plan: Plan, workers: int, quiet: bool):
             progress.close()
 
 
-def single_threaded() -> dict[str, str]:
-    """The environment of a process whose JAX computes on one CPU thread."""
-    one_thread = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {one_thread}".strip()
-    return os.environ | {"XLA_FLAGS": flags, "NPROC": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
-
-
 class _Worker:
-    """A single-threaded training process on one core: runs as JSON lines in, a line per finished run out."""
+    """A single-threaded training process on one core: a JSON line per run in, one per reply out."""
 
     def __init__(self, core: int, folder: pathlib.Path):
-        self.log = tempfile.TemporaryFile("w+")
-        command = [sys.executable, "-m", "proxies_lib.worker", str(folder), str(core)]
+        self.log = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=single_threaded(),
+            [sys.executable, "-m", "proxies_lib.worker", str(folder), str(core)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | settings.ONE_THREAD_AT_START,
             cwd=config.root(),
-        )  # fmt: skip
+        )
 
     def train(self, run: Run):
+        """Have `run` trained and stored. Raises UserError where that fails or the process dies."""
         try:
             self.process.stdin.write(json.dumps(config.flat(run)) + "\n")
             self.process.stdin.flush()
-            reply = self.process.stdout.readline()
+            line = self.process.stdout.readline()
         except BrokenPipeError:
-            reply = ""
-        if not reply:
-            self.log.seek(0)
-            tail = (self.log.read().strip().splitlines() or ["killed"])[-1]
-            raise UserError(
-                f"worker: a training process stopped ({tail}); finished runs are kept, start again to go on"
-            )
+            line = ""
+        if not line:
+            raise UserError(f"worker: a training process {self._end()}; {GO_ON}")
+        reply = json.loads(line)
+        for note in reply["notes"]:
+            print(note, file=sys.stderr, flush=True)
+        if reply["refused"]:
+            raise UserError(reply["refused"])
+        if reply["failed"]:
+            raise UserError(f"worker: {reply['failed']}{self._keep_log()}; {GO_ON}")
+
+    def _end(self) -> str:
+        """How the process ended, in words."""
+        status = self.process.wait()
+        self.log.seek(0)
+        said = (self.log.read().strip().splitlines() or [""])[-1]
+        if -status == signal.SIGKILL:
+            return "was killed by SIGKILL, which the system does where memory runs out"
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name} ({said or 'it said nothing'})"
+        return f"stopped ({said or f'status {status}'})"
+
+    def _keep_log(self) -> str:
+        """Where the process's log, with the whole traceback, is kept; "" where it cannot be."""
+        self.log.seek(0)
+        try:
+            handle, kept = tempfile.mkstemp(prefix="proxies-worker-", suffix=".log")
+            with open(handle, "w") as file:
+                file.write(self.log.read())
+        except OSError:
+            return ""
+        return f" (the whole traceback: {kept})"
 
     def __enter__(self):
         return self
@@ -409,10 +430,23 @@ class _Worker:
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
+        self.log.close()
+
+
+def what_failed(error: BaseException) -> str:
+    """An exception in one line: path and reason of the system's, else its type and first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {settings.first_line(error)}"
 
 
 def work(folder: str, core: int):
-    """The loop of a worker process. It ends when its parent does, even in the middle of a run."""
+    """The loop of a worker process. It ends when its parent does, even in the middle of a run.
+
+    A reply holds `notes`, lines for the user, and why there is no result, if so: `refused`, the
+    whole line to say, or `failed`, an error whose traceback is in the log.
+    """
+    settings.use_one_thread()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not reach the protocol
     if hasattr(os, "sched_setaffinity"):
@@ -426,15 +460,30 @@ def work(folder: str, core: int):
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+    trainers, notes = {}, []
+    while True:
+        reply = {"refused": "", "failed": ""}
+        try:
+            _train_alone(config.from_flat(json.loads(jobs.get())), folder, trainers, notes.append)
+        except UserError as error:
+            reply["refused"] = str(error)
+        except OSError as error:
+            reply["refused"] = f"worker: {what_failed(error)}; {GO_ON}"
+        except Exception as error:
+            traceback.print_exc()
+            reply["failed"] = what_failed(error)
+        print(json.dumps(reply | {"notes": notes}), file=replies, flush=True)
+        notes.clear()
+
+
+def _train_alone(run: Run, folder: str, trainers: dict, say):
+    """Train `run` on one core and store it. `trainers` holds what is compiled already."""
+    from proxies_lib import executables
     from proxies_lib.train import Trainer, layout_alone
 
-    use_compilation_cache()
-    trainers = {}
-    while True:
-        one = config.from_flat(json.loads(jobs.get()))
-        dataset = data.open_dataset(one.data, one.model.vocab_size)
-        compiled = (*one.program, layout_alone(one))
-        if compiled not in trainers:
-            trainers[compiled] = Trainer(*compiled)
-        record(folder, one, dataset, trainers[compiled].train([one], dataset)[0])
-        print("done", file=replies, flush=True)
+    executables.use_cache(say)
+    dataset = data.open_dataset(run.data, run.model.vocab_size)
+    compiled = (*run.program, layout_alone(run))
+    if compiled not in trainers:
+        trainers[compiled] = Trainer(*compiled)
+    record(folder, run, dataset, trainers[compiled].train([run], dataset)[0])

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from proxies_lib import checkpoint, data, model, optim
+from proxies_lib import checkpoint, data, model, optim, settings
 from proxies_lib.config import HyperParams, ModelConfig, Run, TrainConfig, refuse
 
 MAX_LANES = 16  # on one device
@@ -294,12 +294,14 @@ class Trainer:
 
     def __init__(self, config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None):
         self.config, self.shape, self.layout, self.lanes = config, train, layout, layout.lanes
+        settings.pin_jax()
+        on_cpu = settings.platform_of_jax() == "cpu"
         started = time.perf_counter()
         *programs, self.shardings = trace(config, train, layout, devices)
         self.outputs = programs[1].out_info  # abstract state and metrics
         start, advance, judge = (program.lower() for program in programs)
         once = {"xla_backend_optimization_level": 0}  # drawn once a run: quick to compile is what counts
-        self.start = start.compile(compiler_options=once if jax.default_backend() == "cpu" else None)
+        self.start = start.compile(compiler_options=once if on_cpu else None)
         self.advance, self.judge = advance.compile(), judge.compile()
         self.compile_seconds = time.perf_counter() - started
 
@@ -361,6 +363,7 @@ class Trainer:
         """
         if len({r.hparams.steps for r in runs}) > 1 or len(runs) > max(self.lanes, 1):
             raise ValueError("lanes train runs of equal steps, at most as many as there are lanes")
+        settings.pin_jax()
         padded = (runs + runs[-1:] * (self.lanes - len(runs))) if self.lanes else runs
         seeds = [r.hparams.seed for r in padded]
         started = time.perf_counter()

@@ -1,11 +1,15 @@
 """Checkpoints: resumed runs are the runs, bit for bit on equal devices; SIGTERM loses nothing."""
 
+import errno
 import json
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from test_layout import TOLERANCE, environment
@@ -191,3 +195,195 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
     assert set(group["keys"]) == {f.key for f in done.found} and not list(folder.iterdir())
     assert begun == [step // runs[0].train.log_every, None]
     assert tables[0] == tables[1]
+
+
+def group_of(run, keys=("a", "b"), **layout):
+    """A group with its file on the disk, and that file."""
+    group = checkpoint.Group([run], list(keys), Layout(**{"lanes": 4} | layout))
+    group._open()
+    group.close(finished=False)
+    return group, group.folder / "group.json"
+
+
+def edited(**changes):
+    return lambda text: json.dumps(json.loads(text) | changes)
+
+
+BROKEN_GROUPS = {
+    "nothing": lambda text: "",
+    "half": lambda text: text[: len(text) // 2],
+    "a list": lambda text: "[]",
+    "deep": lambda text: "[" * 100_000,
+    "no keys": edited(keys=[]),
+    "other keys": edited(keys=["c"]),
+    "keys of a wrong type": edited(keys=3),
+    "an unknown field": edited(layout={"lanes": 4, "tensor": 2}, digest=None),
+    "a wrong type": edited(layout={"lanes": "4"}, digest=None),
+    "a wrong value": edited(layout={"run": 0}, digest=None),
+    "another digit": lambda text: text.replace('"lanes": 4', '"lanes": 8'),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN_GROUPS.values(), ids=BROKEN_GROUPS)
+def test_a_group_that_cannot_be_read_is_a_line_and_blocks_nothing(smoke, damage, capsys):
+    whole, _ = group_of(smoke)
+    broken, file = group_of(smoke, ["c", "d"])
+    file.write_text(damage(file.read_text()))
+    (found,) = checkpoint.pending(["a", "b", "c", "d"])
+    assert found["keys"] == ["a", "b"] and whole.folder.exists()
+    line = f"group {broken.folder.name} cannot be read; its runs start from the beginning"
+    assert capsys.readouterr().out == f"checkpoint: {line}\n"
+
+
+def test_a_group_file_of_an_older_version_is_read(smoke):
+    _, file = group_of(smoke)
+    group = json.loads(file.read_text())
+    group.pop("digest", None)
+    del group["layout"]["points"]
+    file.write_text(json.dumps(group))
+    assert checkpoint.pending(["a", "b"]) == [group]
+
+
+def test_a_run_is_in_one_pending_group_at_most(smoke):
+    group_of(smoke, ["a", "b"])
+    group_of(smoke, ["b", "c"])
+    group_of(smoke, ["d"])
+    keys = [key for group in checkpoint.pending("abcd") for key in group["keys"]]
+    assert len(keys) == len(set(keys)) == 3 and "d" in keys
+
+
+def test_a_folder_of_checkpoints_that_is_a_file_holds_none(folder):
+    folder.write_text("")
+    assert checkpoint.pending(["a"]) == []
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A trainer of lanes, runs, corpus, and the results of an undisturbed training."""
+    runs = [replace(config.scales()["smoke"].base, seed=seed) for seed in range(2)]
+    corpus = data.open_dataset(runs[0].data, runs[0].model.vocab_size)
+    trainer = Trainer(*runs[0].program, Layout(lanes=2))
+    return trainer, runs, corpus, trainer.train(runs, corpus)
+
+
+def killed_after_three(trained, monkeypatch):
+    """Train until three chunks are saved; the folders of the two steps that are kept."""
+    trainer, runs, corpus, _ = trained
+    after = checkpoint.Group.after
+
+    def die(group, step, *rest):
+        after(group, step, *rest)
+        if step == 3 * runs[0].train.log_every:
+            group.manager.wait_until_finished()
+            raise Killed
+
+    with monkeypatch.context() as dying, pytest.raises(Killed):
+        dying.setattr(checkpoint.Group, "after", die)
+        list(trainer.train_all(runs, corpus, ["a", "b"]))
+    steps = pathlib.Path(checkpoint.root()).glob("*/steps/*")
+    return sorted(steps, key=lambda path: int(path.name))
+
+
+def goes_on(trained, monkeypatch) -> int:
+    """Train to the end; the chunks it began with. Results must be the undisturbed training's."""
+    trainer, runs, corpus, whole = trained
+    begun, restore = [], checkpoint.Group.restore
+
+    def spy(*arguments):
+        found = restore(*arguments)
+        begun.append(len(found[2]) if found else 0)
+        return found
+
+    with monkeypatch.context() as spying:
+        spying.setattr(checkpoint.Group, "restore", spy)
+        results = [result for _, result in trainer.train_all(runs, corpus, ["a", "b"])]
+    assert all(same(a, b) for a, b in zip(whole, results, strict=True))
+    assert not list(checkpoint.root().iterdir())
+    return begun[0]
+
+
+def largest(step):
+    """The file of a step that holds the arrays."""
+    return max((p for p in step.rglob("*") if p.is_file()), key=lambda path: path.stat().st_size)
+
+
+def cut(step):
+    for path in step.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+
+
+def flip(step):
+    content = bytearray(largest(step).read_bytes())
+    content[len(content) // 2] ^= 4
+    largest(step).write_bytes(content)
+
+
+BROKEN_STEPS = {
+    "cut": cut,
+    "empty": lambda step: largest(step).write_bytes(b""),
+    "without arrays": lambda step: largest(step).unlink(),
+    "without anything": lambda step: [shutil.rmtree(step), step.mkdir()],
+    "flipped": flip,
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN_STEPS.values(), ids=BROKEN_STEPS)
+def test_a_damaged_last_step_is_a_line_and_an_earlier_one_is_taken(
+    trained, often, monkeypatch, capfd, damage
+):
+    _, last = killed_after_three(trained, monkeypatch)
+    damage(last)
+    capfd.readouterr()
+    assert goes_on(trained, monkeypatch) == 2
+    out, err = capfd.readouterr()
+    group = last.parent.parent.name
+    assert out == f"checkpoint: step {last.name} of group {group} is damaged and passed over\n"
+    assert not err
+
+
+def test_with_every_step_damaged_training_starts_from_the_beginning(
+    trained, often, monkeypatch, capsys
+):
+    for step in killed_after_three(trained, monkeypatch):
+        flip(step)
+    assert goes_on(trained, monkeypatch) == 0
+    assert capsys.readouterr().out.count("is damaged and passed over") == 2
+
+
+def test_a_checkpoint_outlives_its_damaged_group_file(trained, often, monkeypatch):
+    killed_after_three(trained, monkeypatch)
+    (file,) = checkpoint.root().glob("*/group.json")
+    file.write_text("")
+    assert goes_on(trained, monkeypatch) == 3
+
+
+def test_a_checkpoint_without_sums_is_read(trained, often, monkeypatch, capsys):
+    with monkeypatch.context() as older:
+        older.setattr(checkpoint, "_sums", lambda tree: [])
+        killed_after_three(trained, monkeypatch)
+    assert goes_on(trained, monkeypatch) == 3 and not capsys.readouterr().out
+
+
+def test_a_full_disk_ends_no_training(trained, often, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "write_atomically", full)
+        goes_on(trained, monkeypatch)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "was not written ([Errno 28] No space left on device); training goes on" in line
+
+
+def test_sums_are_of_words_however_an_array_lies():
+    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.int32(-1)}
+    assert checkpoint._sums(tree) == checkpoint._sums(jax.tree.map(jax.numpy.asarray, tree))
+    assert checkpoint._sums(tree) == [
+        int(np.arange(6, dtype=np.float32).view(np.uint32).sum(dtype=np.uint64) % 2**32),
+        2**32 - 1,
+    ]

@@ -8,15 +8,24 @@ import subprocess
 import sys
 import threading
 import time
+import unittest.mock
 
 import psutil
 import pytest
 import yaml
 
-from proxies_lib import cli, cluster, data, store, sweep
+from proxies_lib import cli, cluster, data, settings, store, sweep
 from proxies_lib.config import UserError, grid, replace
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1] / "deploy"
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch):
+    """A worker of one core sets its whole process to one thread; here that is the tests' own."""
+    monkeypatch.setattr(settings, "_one_thread", False)
+    with unittest.mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture
@@ -51,6 +60,14 @@ def test_a_node_must_have_the_drivers_corpus_and_code(own_world, smoke):
     assert "data='synthetic': fingerprint" in worker.check({("synthetic", 64): "another"})
     with pytest.raises(UserError, match="another version of proxies_lib"):
         worker.train([smoke], ["another"])
+
+
+def test_a_worker_of_a_core_computes_on_one_thread_whatever_its_nodes_settings(monkeypatch):
+    """Ray starts it with the environment of its node, not of the driver."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    monkeypatch.setenv("NPROC", "7")
+    cluster.Worker(0)
+    assert {name: os.environ[name] for name in settings.ONE_THREAD} == settings.ONE_THREAD
 
 
 def test_without_ray_or_a_cluster_there_is_one_clear_line(tmp_path, runs, monkeypatch):

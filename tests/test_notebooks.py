@@ -1,4 +1,5 @@
 import ast
+import json
 import os
 import pathlib
 import re
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 
 from proxies_lib import claims, config, notebooks, plots, sweep
+from proxies_lib.config import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
@@ -162,3 +164,70 @@ def test_sections_are_found_by_number_and_name_overview_last():
     runs, held_out = notebooks.runs_of(chosen[0], SMOKE)
     assert len(runs) == 24 and not held_out and runs[0].data == "synthetic"
     assert notebooks.runs_of(notebooks.choose(["07"])[0], SMOKE)[1]
+
+
+CELLS = """# %%
+import sys
+before = 1
+
+# %%
+{}
+"""
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """Execute a notebook whose second cell is given; the output is then at `execute.target`."""
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path / "runs"))
+
+    def one(cell: str):
+        (tmp_path / "section.py").write_text(CELLS.format(cell))
+        return notebooks.execute(tmp_path / "section.py", {}, "label")
+
+    one.target = tmp_path / "runs" / "label" / "section.ipynb"
+    return one
+
+
+def test_a_notebook_runs_in_this_interpreter_whatever_jupyter_finds_first(
+    execute, tmp_path, monkeypatch
+):
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "another", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    (tmp_path / "startup.py").write_text("import builtins; builtins.before = 2")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
+    cell = "import builtins; print(sys.executable, hasattr(builtins, 'before'))"
+    done = nbformat.read(execute(cell), as_version=4)
+    assert done.cells[1].outputs[0].text == f"{sys.executable} False\n"
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
+
+
+def test_a_kernel_that_is_killed_is_one_clear_line_and_nothing_is_promoted(execute, capfd):
+    with pytest.raises(UserError, match="^section: its kernel failed .*Kernel died.*; see section"):
+        execute("import os; os.kill(os.getpid(), 9)")
+    assert not execute.target.exists() and "Kernel died" not in capfd.readouterr().err
+
+
+def test_a_notebook_whose_cells_did_not_run_is_not_promoted(execute, monkeypatch):
+    def leave_out(notebook, output, **_):
+        nbformat.write(notebook, output)
+
+    monkeypatch.setattr("papermill.execute_notebook", leave_out)
+    with pytest.raises(UserError, match="^section: cell 0 did not run; see section.failed.ipynb"):
+        execute("print()")
+    assert not execute.target.exists()
+
+
+def test_a_notebook_that_cannot_be_written_or_read_is_one_clear_line(execute, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=f"^section: {tmp_path}/runs/label: Not a directory"):
+        execute("print()")
+    (tmp_path / "broken.ipynb").write_text("{")
+    for read in (notebooks.runs_of, lambda *both: notebooks.execute(*both, "label")):
+        with pytest.raises(UserError, match="^broken: cannot be read as a notebook"):
+            read(tmp_path / "broken.ipynb", {})
+    (tmp_path / "grid.py").write_text('# %% tags=["grid"]\nruns = 1 / 0\n')
+    with pytest.raises(UserError, match="^grid: a cell of its grid failed .ZeroDivisionError"):
+        notebooks.runs_of(tmp_path / "grid.py", {})

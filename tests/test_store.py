@@ -1,8 +1,13 @@
+import errno
+import json
+import os
+import pathlib
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from proxies_lib import cli, config, store
+from proxies_lib import cli, config, store, sweep
 from proxies_lib.config import UserError, replace
 
 
@@ -261,12 +266,12 @@ def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smok
     assert packs(tmp_path) == before
 
 
-def test_a_record_of_other_fields_is_packed_as_it_is(tmp_path, smoke):
+def test_a_record_of_other_fields_is_left_as_it_is(tmp_path, smoke):
     other = meta(smoke) | {"key": "of another schema"}
     other["config"] = other["config"] | {"no_such_field": 1}
     store.write(tmp_path, other, CURVES)
     records = {"of another schema": store.read(tmp_path, "of another schema")}
-    merged([], tmp_path)
+    assert "is of another version; it is left alone" in merged([], tmp_path)
     assert_same(tmp_path, records)
 
 
@@ -283,3 +288,340 @@ def test_the_command_merges_and_refuses_what_is_no_store(tmp_path, smoke, capsys
     assert "store=" in capsys.readouterr().err
     assert cli.main(["merge", str(tmp_path / "a"), "--store", str(tmp_path / "target")]) == 0
     assert capsys.readouterr().out.startswith("1 runs merged, 0 already there")
+
+
+def rewrite(path, meta_text=None, **arrays):
+    """A record with other parts, its checksums whole."""
+    with np.load(path) as file:
+        parts = {name: file[name] for name in ("meta", "columns", "points")} | arrays
+    if meta_text is not None:
+        parts["meta"] = np.array(meta_text)
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **parts)
+
+
+DEEP = "[" * 100_000
+LIE = {"final_loss": "low"}
+WRONG_META = {
+    "a list": lambda m: [],
+    "null": lambda m: None,
+    "no result": lambda m: {k: v for k, v in m.items() if k != "result"},
+    "no config": lambda m: {k: v for k, v in m.items() if k != "config"},
+    "no provenance": lambda m: {k: v for k, v in m.items() if k != "provenance"},
+    "no fingerprint": lambda m: m | {"provenance": {}},
+    "a nested config": lambda m: m | {"config": m["config"] | {"lr": {"a": 1}}},
+    "a text for a loss": lambda m: m | {"result": m["result"] | LIE},
+    "no seconds": lambda m: m | {"result": m["result"] | {"train_seconds": None}},
+    "a provenance in a run's column": lambda m: m | {"provenance": m["provenance"] | {"lr": 1}},
+}
+
+
+@pytest.mark.parametrize("wrong", [*WRONG_META.values(), lambda m: DEEP], ids=[*WRONG_META, "deep"])
+def test_a_record_of_a_wrong_shape_counts_as_missing(tmp_path, smoke, capsys, wrong):
+    path = store.write(tmp_path, meta(smoke), CURVES)
+    text = wrong(meta(smoke))
+    rewrite(path, text if text is DEEP else json.dumps(text))
+    assert store.read(tmp_path, meta(smoke)["key"]) is None
+    assert [f.layer for f in sweep_plan(smoke, tmp_path).found] == [""]
+    said = f"store: record {path.name} is damaged; its run counts as missing\n"
+    assert capsys.readouterr().out == said
+
+
+def sweep_plan(run, folder):
+    """A plan on a corpus whose fingerprint is `meta`'s."""
+    found = tuple(find([run], folder))
+    return sweep.Plan(found, sweep._estimates(found, folder), folder, 1)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"points": np.zeros((3, 2))},
+        {"points": np.zeros(3, np.float32)},
+        {"points": np.full((3, 2), np.nan, np.float32)},
+        {"columns": np.array(["grad_rms/a", "grad_rms/b"])},
+        {"columns": np.array(["step", "step"])},
+        {"columns": np.array(["step", "key"])},
+        {"columns": np.array([1, 2])},
+        {"meta": np.zeros(3)},
+    ],
+)
+def test_curves_of_a_wrong_shape_count_as_missing(tmp_path, smoke, arrays):
+    rewrite(store.write(tmp_path, meta(smoke), CURVES), **arrays)
+    assert store.read(tmp_path, meta(smoke)["key"]) is None and not find([smoke], tmp_path)[0].layer
+
+
+def put_aside(path):
+    """A file's name and content, the file gone."""
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+STAND_INS = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("stand_in", STAND_INS.values(), ids=STAND_INS)
+def test_what_stands_in_a_records_place_is_a_line_and_gives_way(tmp_path, smoke, capsys, stand_in):
+    path = store.write(tmp_path, meta(smoke), CURVES)
+    put_aside(path)
+    stand_in(path)
+    assert not find([smoke], tmp_path)[0].layer and store.read(tmp_path, path.stem) is None
+    assert f"record {path.name} is damaged" in capsys.readouterr().out
+    assert "1 damaged" in merged([], tmp_path)
+    store.write(tmp_path, meta(smoke), CURVES)
+    assert find([smoke], tmp_path)[0].layer == "store"
+
+
+@pytest.mark.parametrize("stand_in", STAND_INS.values(), ids=STAND_INS)
+def test_what_stands_in_a_packs_place_is_a_line_and_gives_way(tmp_path, smoke, capsys, stand_in):
+    fill(tmp_path, [smoke])
+    merged([], tmp_path)
+    (path,) = packs(tmp_path)
+    put_aside(path)
+    stand_in(path)
+    assert not find([smoke], tmp_path)[0].layer and store.read(tmp_path, meta(smoke)["key"]) is None
+    lines = capsys.readouterr().out
+    assert path.is_symlink() or f"pack {path.name} is damaged or renamed" in lines
+    records = fill(tmp_path, [smoke])
+    merged([], tmp_path)
+    assert find([smoke], tmp_path)[0].layer == "store"
+    assert_same(tmp_path, records)
+
+
+def test_many_damaged_records_are_a_few_lines(tmp_path, smoke, capsys):
+    runs = seeds(smoke, 20)
+    fill(tmp_path, runs)
+    for path in loose(tmp_path):
+        path.write_bytes(b"")
+    assert {f.layer for f in find(runs, tmp_path)} == {""}
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and lines[-1] == "store: and 15 more files are damaged"
+
+
+def test_a_record_of_another_run_is_not_believed_whatever_it_says(tmp_path, smoke, capsys):
+    other = replace(smoke, seed=1)
+    lie = meta(other) | {"key": meta(smoke)["key"]}
+    store.write(tmp_path, lie, CURVES)
+    elsewhere = meta(other) | {"provenance": {"fingerprint": "f2"}}
+    store.write(tmp_path, elsewhere, CURVES)
+    assert [f.layer for f in find([smoke, other], tmp_path)] == ["", ""]
+    assert capsys.readouterr().out.count("is damaged") == 2
+    assert "0 of its own packed, 2 damaged" in merged([], tmp_path) and len(loose(tmp_path)) == 2
+    with pytest.raises(UserError, match="does not follow"):
+        store.pack(tmp_path, [(lie, CURVES)])
+
+
+def test_a_record_of_other_fields_is_no_run_of_today(tmp_path, smoke):
+    other = meta(smoke)
+    other["config"] = other["config"] | {"no_such_field": 1}
+    path = store.write(tmp_path, other, CURVES)
+    assert not find([smoke], tmp_path)[0].layer
+    merged([], tmp_path)
+    assert loose(tmp_path) == [path] and not packs(tmp_path)
+    store.write(tmp_path, meta(smoke), CURVES)
+    merged([], tmp_path)
+    assert find([smoke], tmp_path)[0].layer == "store" and not loose(tmp_path)
+
+
+def test_a_pack_with_rows_under_a_wrong_key_is_a_line_and_stays(
+    tmp_path, smoke, monkeypatch, capsys
+):
+    runs = seeds(smoke, 2)
+    lie = meta(runs[1]) | {"key": meta(runs[0])["key"]}
+    with monkeypatch.context() as older:  # a version that believed names
+        older.setattr(store, "_sorted_out", lambda rows: store.Keys(frozenset()))
+        older.setattr(store, "CHECKED", None)
+        (pack,) = store.pack(tmp_path, [(lie, CURVES), (meta(runs[1]), CURVES)])
+    assert [f.layer for f in find(runs, tmp_path)] == ["", "store"]
+    assert capsys.readouterr().out == (
+        f"store: pack {pack.name} has 1 rows under a wrong key; they count as missing\n"
+    )
+    records = fill(tmp_path, runs[:1])  # trained again
+    merged([], tmp_path)
+    merged([pack], tmp_path / "elsewhere")
+    assert pack.exists() and [f.layer for f in find(runs, tmp_path)] == ["store", "store"]
+    assert [f.layer for f in find(runs, tmp_path / "elsewhere")] == ["", "store"]
+    assert_same(tmp_path, records)
+
+
+def test_rows_of_other_fields_stay_in_the_pack_of_an_older_version(tmp_path, smoke, monkeypatch):
+    other = meta(smoke)
+    other["config"] = other["config"] | {"no_such_field": 1}
+    with monkeypatch.context() as older:
+        older.setattr(store, "_sorted_out", lambda rows: store.Keys(frozenset()))
+        older.setattr(store, "CHECKED", None)
+        (pack,) = store.pack(tmp_path, [(other, CURVES)])
+    assert not find([smoke], tmp_path)[0].layer
+    assert "1 rows of another version; they stay" in merged([pack], tmp_path / "elsewhere")
+    records = fill(tmp_path, [smoke])
+    merged([], tmp_path)
+    assert pack.exists() and find([smoke], tmp_path)[0].layer == "store" and not loose(tmp_path)
+    assert len(store.table(find([smoke], tmp_path), tmp_path)[0]) == len(records) == 1
+
+
+def test_packs_of_an_older_version_are_read_as_ever(tmp_path, smoke, monkeypatch):
+    runs = seeds(smoke, 3)
+    records = fill(tmp_path, runs)
+    with monkeypatch.context() as older:
+        older.setattr(store, "CHECKED", {b"keys": b"not yet"})
+        merged([], tmp_path)
+    store._keys_of.cache_clear()
+    assert {f.layer for f in find(runs, tmp_path)} == {"store"} and len(packs(tmp_path)) == 1
+    assert_same(tmp_path, records)
+    merged([], tmp_path)
+    assert len(packs(tmp_path)) == 1
+    assert_same(tmp_path, records)
+
+
+def test_files_get_the_users_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        store.write_atomically(tmp_path / "new" / "file", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    store.write_atomically(path, b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
+            broken.setattr(store.os, name, full)
+            store.write_atomically(path, b"new")
+        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_merge_on_a_full_disk_is_one_line_and_loses_nothing(tmp_path, smoke, monkeypatch, capsys):
+    runs = seeds(smoke, 4)
+    fill(tmp_path / "source", runs[:2])
+    fill(tmp_path / "here", runs[2:])
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "write_atomically", full)
+        arguments = ["merge", str(tmp_path / "source"), "--store", str(tmp_path / "here")]
+        assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "No space left on device" in err
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_store_is_no_source_of_its_own(tmp_path, smoke):
+    fill(tmp_path / "store", [smoke])
+    merged([], tmp_path / "store")
+    (pack,) = packs(tmp_path / "store")
+    (tmp_path / "link").symlink_to("store")
+    here = tmp_path / "store"
+    for source in (here, tmp_path / "link", here / ".." / "store", pack):
+        with pytest.raises(UserError, match="is the store itself"):
+            store.merge([source], tmp_path / "store")
+    assert find([smoke], tmp_path / "store")[0].layer == "store"
+
+
+def test_a_merge_removes_what_killed_writers_left_days_ago_and_nothing_else(tmp_path, smoke):
+    path = store.write(tmp_path, meta(smoke), CURVES)
+    abandoned = (f".{path.name}-0123abcd", f".{path.name}-x_9zq1kk")
+    names = (*abandoned, f"._{path.name}", ".notes", "notes.npz-x")
+    for name in names:
+        path.with_name(name).write_bytes(path.read_bytes())
+        os.utime(path.with_name(name), (0, 0))
+    fresh = path.with_name(f".{path.name}-4567abcd")
+    fresh.write_bytes(b"under way")
+    merged([], tmp_path)
+    assert {p.name for p in path.parent.iterdir()} == {*names[2:], fresh.name}
+
+
+def exported(folder, runs, out):
+    store.export(*store.table(find(runs, folder), folder), out, folder)
+
+
+DAMAGE = {
+    "nothing": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "text": lambda content: b"<<<<<<< HEAD\n",
+    "another table": lambda content: pd.DataFrame({"x": [1]}).to_parquet(),
+    "flipped": lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
+}
+
+
+@pytest.mark.parametrize("name", ("runs", "curves"))
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_export_is_rebuilt_from_the_store(tmp_path, smoke, capsys, name, damage):
+    """Also the part of runs that are not exported this time."""
+    runs, folder, out = seeds(smoke, 4), tmp_path / "store", tmp_path / "label"
+    fill(folder, runs)
+    exported(folder, runs, out)
+    before = store.exported(out)
+    path = out / f"{name}.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    assert {f.layer for f in find(runs, tmp_path / "empty", out)} == {""}
+    line = f"table: label/{name}.parquet is damaged; `proxies run` writes it anew from the store\n"
+    assert capsys.readouterr().out == line
+    exported(folder, runs[:1], out)
+    assert capsys.readouterr().out == line
+    for frame, again in zip(before, store.exported(out), strict=True):
+        pd.testing.assert_frame_equal(frame, again[list(frame)])
+
+
+def test_both_exports_damaged_are_written_anew(tmp_path, smoke):
+    runs, out = seeds(smoke, 2), tmp_path / "out"
+    fill(tmp_path / "store", runs)
+    for name in ("runs", "curves"):
+        store.write_atomically(out / f"{name}.parquet", b"PAR1")
+    exported(tmp_path / "store", runs, out)
+    assert store.exported(out)[0]["seed"].tolist() in ([0, 1], [1, 0])
+
+
+def test_a_table_without_curves_is_read_and_a_damaged_one_is_one_line(
+    tmp_path, smoke, monkeypatch, capsys
+):
+    fill(tmp_path / "store", [smoke])
+    out = tmp_path / "papermill_runs" / "laptop"
+    exported(tmp_path / "store", [smoke], out)
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path / "papermill_runs"))
+    (out / "curves.parquet").unlink()
+    assert cli.main(["table", "--scale", "laptop"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+    assert not find([smoke], tmp_path / "empty", out)[0].layer, "figures need curves"
+    (out / "runs.parquet").write_bytes(b"PAR1")
+    assert cli.main(["table", "--scale", "laptop"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_exported_curves_hold_no_columns_of_other_runs(tmp_path, smoke):
+    one, other = seeds(smoke, 2)
+    store.write(tmp_path, meta(one), CURVES)
+    store.write(tmp_path, meta(other), CURVES | {"grad_rms/other": CURVES["grad_rms/a"]})
+    merged([], tmp_path)
+    exported(tmp_path, [one], tmp_path / "out")
+    assert set(store.exported(tmp_path / "out")[1]) == {"key", "step", "grad_rms/a"}
+    exported(tmp_path, [other], tmp_path / "both")
+    exported(tmp_path, [one], tmp_path / "both")
+    runs, curves = store.exported(tmp_path / "both")
+    assert len(runs) == 2 and curves["grad_rms/other"].notna().sum() == 2
+
+
+@pytest.mark.parametrize("label", ("smoke", "laptop"))
+def test_the_committed_tables_come_out_again_as_they_are(tmp_path, label):
+    committed = pathlib.Path(__file__).parents[1] / "papermill_runs" / label
+    runs, curves = (frame.copy() for frame in store.exported(committed))
+    for row in runs.to_dict("records"):
+        identity = {name: row[name] for name in config.FIELDS}
+        assert config.key_of(identity, row["fingerprint"]) == row["key"]
+    store.export(runs, curves, tmp_path)
+    for frame, again in zip((runs, curves), store.exported(tmp_path), strict=True):
+        pd.testing.assert_frame_equal(frame, again)

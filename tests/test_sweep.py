@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -107,10 +109,53 @@ def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(tmp_path, smoke):
         assert worker.process.wait(timeout=5) == 0 and not list(tmp_path.iterdir())
 
 
-def test_a_worker_that_dies_is_one_clear_line(tmp_path, runs, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--no_such_xla_flag=1")
-    with pytest.raises(UserError, match="finished runs are kept"):
+def test_a_worker_that_is_killed_is_one_clear_line_with_the_signal(tmp_path, runs):
+    with sweep._Worker(0, tmp_path) as worker:
+        worker.process.kill()
+        with pytest.raises(UserError, match="^worker: .* was killed by SIGKILL, .*; finished runs"):
+            worker.train(runs[0])
+
+
+def test_a_worker_that_does_not_start_is_one_clear_line(tmp_path, runs, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(UserError, match=r"^worker: .* stopped \(status 1\); finished runs are"):
         sweep.run(sweep.plan(runs[:1], tmp_path), workers=1, engine="processes")
+
+
+ERROR_OF_JAX = """
+from proxies_lib import data
+chunk = data.Dataset.chunk
+
+def failing(self, hparams, *rest):
+    if hparams.seed == 99:
+        import jax.numpy as jnp
+        jnp.zeros(2) + jnp.zeros(3)
+    return chunk(self, hparams, *rest)
+
+data.Dataset.chunk = failing
+"""
+
+
+def test_a_worker_says_what_a_run_failed_by_and_trains_the_next(tmp_path, smoke, monkeypatch):
+    """Also where JAX fails, whose tracebacks end in a footer. The store is a file at first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{config.root()}")
+    (tmp_path / "sitecustomize.py").write_text(ERROR_OF_JAX)
+    (tmp_path / "file").write_text("no folder")
+    small = replace(smoke, steps=20)
+    with sweep._Worker(0, tmp_path / "file") as worker:
+        with pytest.raises(UserError, match=f"^worker: {tmp_path}/file/.*: Not a directory; fin"):
+            worker.train(small)
+        with pytest.raises(UserError, match="^data='nowhere': is not prepared here"):
+            worker.train(replace(small, data="nowhere"))
+        with pytest.raises(UserError, match="^worker: TypeError: add got incompatible") as error:
+            worker.train(replace(small, seed=99))
+        assert len(str(error.value).splitlines()) == 1
+        (log,) = tmp_path.glob("proxies-worker-*.log")
+        assert str(log) in str(error.value) and "JAX has removed" in log.read_text()
+        (tmp_path / "file").unlink()
+        worker.train(small)
+    assert len(list((tmp_path / "file").rglob("*.npz"))) == 1
 
 
 def test_reading_never_trains(smoke):
