@@ -105,7 +105,7 @@ def test_a_read_only_folder_is_one_line(references, world, disk_at, ledger, name
     _comes_out(target, world, expected)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("plan", "store"), ("training", "cache/xla")], ids=str)
+@pytest.mark.parametrize(("name", "kind"), [("plan", "store"), ("training", "cache/executables")], ids=str)
 def test_what_a_command_need_not_write_may_be_read_only(references, world, disk_at, ledger, name, kind):
     target, (expected, _) = TARGETS[name], references.of(name)
     target.before(world, references.first)
@@ -372,9 +372,8 @@ def test_damaged_compiled_programs_are_replaced(references, world, ledger, way):
     """They are compiled again once, with a word about it; the next process finds them whole."""
     target, (expected, _) = TARGETS["training"], references.of("training")
     target.before(world, references.first)
-    draw = random.Random(f"{SEED} xla {way.__name__}")
-    files = (path for path in (world.path("cache") / "xla").rglob("*") if path.is_file())
-    entries = [path for path in files if path.stat().st_size > 1000]
+    draw = random.Random(f"{SEED} executables {way.__name__}")
+    entries = [path for path in world.path("cache").glob("executables/**/*") if path.is_file()]
     assert len(entries) > 4
     for path in entries:
         way(path, draw)
