@@ -1,6 +1,7 @@
 # make reproduce   re-train and redraw the paper      (SCALE=laptop, ONLY="01" narrows, WORKERS=2)
 # make publish     the same, into the committed outputs, once the code is committed
 # make test        unit tests, and the smoke notebooks under nbval against an empty store
+# make test-trust  the slow suite: 50 random kills, full and read-only disks, damaged files (TRUST_SEED=18: others)
 # make test-ray    the slow suite: `ray` (250 MB) into .venv, then the Ray engine on simulated nodes, one killed mid-run
 SCALE ?= laptop
 ONLY ?=
@@ -16,6 +17,9 @@ publish: .venv/.ready
 
 test: .venv/.ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+test-trust: .venv/.ready
+	.venv/bin/python -m pytest tests/trust
 
 test-ray: .venv/.ready
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,ray]'

@@ -93,7 +93,7 @@ def _check_fields(part):
 
 
 def _typed(name: str, value, kind: type):
-    """`value` as `kind`; ints become floats where a float is meant, nothing else is converted."""
+    """`value` as `kind`: ints become floats where a float is meant, whole floats ints, -0.0 is 0.0; no other change."""
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -101,7 +101,7 @@ def _typed(name: str, value, kind: type):
             number = math.inf
         if not math.isfinite(number):
             refuse(name, value, "must be a finite number")
-        return number
+        return number + 0.0
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -528,8 +528,10 @@ def study(scale: str, overrides: dict | None = None, train: bool = False, publis
     The override `label` changes no run: it names the folder of the outputs, <scale>-<label>.
     Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list instead).
     """
-    if scale not in scales():
+    if not isinstance(scale, str) or scale not in scales():
         refuse("scale", scale, f"must be one of {', '.join(scales())}")
+    if not isinstance(overrides or {}, dict):
+        refuse("overrides", overrides, "must be a dictionary of names and values")
     overrides = dict(overrides or {})
     own_name = component("label", _typed("label", overrides.pop("label"), str)) if "label" in overrides else ""
     chosen, fields, lists = scales()[scale], {}, {}
