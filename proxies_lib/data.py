@@ -351,12 +351,12 @@ _verified: set[tuple] = set()
 _maps: dict[tuple[str, str], tuple[tuple, dict[str, np.ndarray]]] = {}
 
 
-def _tokens(dataset: Dataset) -> dict[str, np.ndarray]:
+def _tokens(dataset) -> dict[str, np.ndarray]:
     known = _maps.get((dataset.path, dataset.fingerprint))
     return known[1] if known else _map(dataset)
 
 
-def _map(dataset: Dataset) -> dict[str, np.ndarray]:
+def _map(dataset) -> dict[str, np.ndarray]:
     """Both splits as memory maps, checked. Raises UserError where the name has other tokens now."""
     with _Folder(dataset.name, dataset.path) as prepared:
         manifest = prepared.manifest()
