@@ -221,8 +221,8 @@ class Group:
 
     def restore(self, state, metrics, step: int | None = None):
         """State, first losses and points of the checkpoint at `step`, or of the last whole one;
-        None where there is none. `state` is abstract, with the shardings it is wanted in; `metrics` are
-        those of a chunk (Trainer.abstract)."""
+        None where there is none. `state` is abstract, with the shardings it is wanted in; `metrics`
+        are those of a chunk (Trainer.abstract)."""
         if not (self.folder / "group.json").exists():
             return None
         kept = self._open()

@@ -145,29 +145,31 @@ def read(folder: pathlib.Path, run_key: str, columns=None) -> Record | None:
 
     `columns` are the names or prefixes of the wanted curves beside `step`; None for all.
     """
-    if (record := _read_loose(folder, run_key)) is not None:
-        meta, curves = record
-        return meta, {name: values for name, values in curves.items() if _wanted(name, columns)}
-    for path in (p for p, keys in _packs(folder).items() if run_key in keys.today | keys.other):
-        if (rows := _read_pack(path, columns)) is not None:
-            row = _with_keys(rows, {run_key})
-            curves = {name: row[name][0].values for name in _curves(row.schema)}
-            meta = {"key": run_key} | {name: json.loads(row[name][0].as_py()) for name in META}
-            return meta, {name: v.to_numpy() for name, v in curves.items() if v is not None}
+    for kind in ("today", "other"):
+        if (record := _read_loose(folder, run_key, kind)) is not None:
+            meta, curves = record
+            return meta, {name: values for name, values in curves.items() if _wanted(name, columns)}
+        for path, keys in _packs(folder).items():
+            if run_key in getattr(keys, kind) and (rows := _read_pack(path, columns)) is not None:
+                return _record(_with_keys(rows, {run_key}))
     return None
 
 
-def _read_loose(folder: pathlib.Path, run_key: str, of_today: bool = False) -> Record | None:
-    """A record that is a file of its own, None where there is none to be believed.
+def _record(row: pa.Table) -> Record:
+    """The first row of a pack as a record."""
+    meta = {"key": row["key"][0].as_py()}
+    meta |= {name: json.loads(row[name][0].as_py()) for name in META}
+    curves = {name: row[name][0].values for name in _curves(row.schema)}
+    return meta, {name: values.to_numpy() for name, values in curves.items() if values is not None}
 
-    `of_today`: only records that a run of today can ask for (see `_kind`).
-    """
+
+def _read_loose(folder: pathlib.Path, run_key: str, kind: str = "today") -> Record | None:
+    """A record that is a file of its own and of this `kind` (see `_kind`), or None."""
     content = _content(_path(folder, run_key))
     record = _parse(content) if content is not None else None
-    if record is None or record[0]["key"] != run_key:
+    if record is None or record[0]["key"] != run_key or _kind(record[0]) != kind:
         return None
-    kinds = ("today",) if of_today else ("today", "other")
-    return record if _kind(record[0]) in kinds else None
+    return record
 
 
 def _parse(content: bytes) -> Record | None:
@@ -442,7 +444,8 @@ def merge(sources: list[pathlib.Path], target: pathlib.Path, say: Callable[[str]
 
     Runs that `target` has already are kept as they are. Its small packs are combined; sources are
     left alone, and so are records of another version. What a new pack replaces is deleted at the
-    end, so a merge may be killed and started again at any time. Raises UserError where the disk is full or cannot be written.
+    end, so a merge may be killed and started again at any time. Raises UserError where the disk is
+    full or cannot be written.
     """
     target, sources = pathlib.Path(target), [pathlib.Path(source) for source in sources]
     for source in sources:
@@ -495,9 +498,9 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[dict, lis
 
     def records(folder: pathlib.Path, paths: dict[str, pathlib.Path]):
         for run_key, path in paths.items():
-            if (record := _read_loose(folder, run_key, of_today=True)) is not None:
+            if (record := _read_loose(folder, run_key)) is not None:
                 yield record
-            elif _read_loose(folder, run_key) is not None:
+            elif _read_loose(folder, run_key, "other") is not None:
                 damaged.append(f"store: record {path.name} is of another version; it is left alone")
             elif os.path.lexists(path):
                 damaged.append(_damaged(path))
@@ -505,8 +508,8 @@ def _merge(sources: list[pathlib.Path], target: pathlib.Path) -> tuple[dict, lis
     def packed(packs: dict[pathlib.Path, Keys]):
         for path, keys in packs.items():
             if keys.other:
-                n = len(keys.other)
-                damaged.append(f"store: pack {path.name} has {n} rows of another version; they stay")
+                rows = f"{len(keys.other)} rows of another version"
+                damaged.append(f"store: pack {path.name} has {rows}; they stay")
             if (rows := _read_pack(path)) is not None:
                 yield _with_keys(rows, keys.today)
             else:
@@ -651,7 +654,7 @@ def locate(
 def _stored(wanted: set[str], folder: pathlib.Path, say=_silent) -> set[str]:
     """Those of the `wanted` keys that the store has; lines to `say` about what is damaged."""
     asked = {k: path for k, path in _loose(folder).items() if k in wanted}
-    whole = {k for k in asked if _read_loose(folder, k, of_today=True) is not None}
+    whole = {k for k in asked if _read_loose(folder, k) is not None}
     damaged = []
     packed = set().union(*(keys.today for keys in _packs(folder, damaged.append).values()))
     lost = (path for k, path in asked.items() if k not in whole | packed)
@@ -692,7 +695,7 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
 def _gather(wanted: set[str], folder: pathlib.Path, columns, meta=META[1:]) -> pa.Table:
     """Rows of the `wanted` keys, wherever in the store they are, in the layout of a pack without
     empty curves."""
-    records = (_read_loose(folder, k, of_today=True) for k in _loose(folder) if k in wanted)
+    records = (_read_loose(folder, k) for k in _loose(folder) if k in wanted)
     records = ((m, {n: v for n, v in c.items() if _wanted(n, columns)}) for m, c in filter(None, records))
     parts = list(_batches(records))
     missing = wanted.difference(*(part["key"].to_pylist() for part in parts))

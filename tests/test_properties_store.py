@@ -1,5 +1,5 @@
 """Whatever happens to the bytes of records, packs, exported tables and groups of checkpoints,
-reading gives what was written or says that it is missing; and what was written comes back as it was."""
+reading gives what was written or says that it is missing; what was written comes back as it was."""
 
 import json
 import os
