@@ -71,7 +71,11 @@ WRITTEN = (  # target, the folder that it writes
     ("publishing", "figures"),
     ("publishing", "papermill_runs"),
     ("merge", "store"),
-    ("lanes with checkpoints", "checkpoints"),
+)
+DISPENSABLE = (  # target, the folder that it would write, whether it must say that it cannot
+    ("plan", "store", False),
+    ("training, nothing compiled", "cache/executables", True),
+    ("lanes with checkpoints", "checkpoints", True),
 )
 
 
@@ -97,7 +101,7 @@ def test_a_read_only_folder_is_one_line(references, world, disk_at, ledger, name
     target.before(world, references.first)
     disk = disk_at(world.path(kind))
     disk.read_only()
-    ledger(name, f"read-only {kind}")
+    ledger(name, f"read-only under {kind}")
     ended = target.run(world)
     world.wait_until_empty()
     assert not ended.said_one_line(), ended.said_one_line()
@@ -105,15 +109,22 @@ def test_a_read_only_folder_is_one_line(references, world, disk_at, ledger, name
     _comes_out(target, world, expected)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("plan", "store"), ("training", "cache/executables")], ids=str)
-def test_what_a_command_need_not_write_may_be_read_only(references, world, disk_at, ledger, name, kind):
+@pytest.mark.parametrize("fault", ("full disk", "read-only"))
+@pytest.mark.parametrize(("name", "kind", "says"), DISPENSABLE, ids=str)
+def test_a_command_does_without_what_it_need_not_write(references, world, disk_at, ledger, name, kind, says, fault):
     target, (expected, _) = TARGETS[name], references.of(name)
-    target.before(world, references.first)
     disk = disk_at(world.path(kind))
-    disk.read_only()
-    ledger(name, f"read-only {kind}")
+    if fault == "full disk":
+        disk.small(256)
+    target.before(world, references.first)
+    if fault == "full disk":
+        disk.fill(leave=0)
+    else:
+        disk.read_only()
+    ledger(name, f"{fault} under {kind}")
     ended = target.run(world)
     assert ended.status == 0 and "Traceback" not in ended.err, ended.err
+    assert not says or any(words in ended.out + ended.err for words in ("not written", "cannot write"))
     assert target.after(world) == expected
 
 
@@ -215,9 +226,8 @@ EXPORTS = [(file, way) for file in ("runs.parquet", "curves.parquet", "claims.cs
 @pytest.mark.parametrize(("file", "way"), EXPORTS, ids=by_name)
 def test_damaged_exports_are_rebuilt_from_the_store(references, world, ledger, file, way):
     """The store is whole, so the tables and verdicts made from it come back."""
-    world.copy("cache", references.first)
-    world.copy("store", references.first)
-    for kind in ("figures", "papermill_runs"):
+    world.share_compiled_programs(references.first)
+    for kind in ("store", "figures", "papermill_runs"):
         world.copy(kind, references.first)
     path = world.label("papermill_runs") / file
     way(path, random.Random(f"{SEED} {file} {way.__name__}"))
@@ -248,7 +258,8 @@ def test_a_damaged_prediction_is_never_taken_for_one(references, world, ledger, 
         predicting.mkdir()
         target.before(World(predicting), references.first)
         assert target.run(World(predicting)).status == 0
-    for kind in ("cache", "store", "figures", "papermill_runs"):
+    world.share_compiled_programs(references.first)
+    for kind in ("store", "figures", "papermill_runs"):
         world.copy(kind, World(predicting))
     path = world.label("papermill_runs") / "prediction.csv"
     good = path.read_bytes()
@@ -286,7 +297,6 @@ def novel(references, tmp_path_factory):
     world = World(tmp_path_factory.mktemp("novel"))
     target = TARGETS["data prepare"]
     target.before(world, references.first)
-    world.copy("cache", references.first)
     assert target.run(world).status == 0
     assert world.run(ON_NOVEL).status == 0
     return world, _on_novel(world)
@@ -346,7 +356,8 @@ CHECKPOINTS += [("the last step", truncate), ("the last step", empty), ("the las
 @pytest.mark.parametrize(("what", "way"), CHECKPOINTS, ids=by_name)
 def test_a_damaged_checkpoint_costs_time_only(references, stopped, world, ledger, what, way):
     target, (expected, _) = TARGETS["lanes with checkpoints"], references.of("lanes with checkpoints")
-    for kind in ("cache", "store", "checkpoints"):
+    world.share_compiled_programs(references.first)
+    for kind in ("store", "checkpoints"):
         world.copy(kind, stopped)
     draw = random.Random(f"{SEED} {what} {way.__name__}")
     if what == "group.json":
@@ -370,8 +381,8 @@ def test_a_damaged_checkpoint_costs_time_only(references, stopped, world, ledger
 @pytest.mark.parametrize("way", (flip, truncate, empty), ids=by_name)
 def test_damaged_compiled_programs_are_replaced(references, world, ledger, way):
     """They are compiled again once, with a word about it; the next process finds them whole."""
-    target, (expected, _) = TARGETS["training"], references.of("training")
-    target.before(world, references.first)
+    target, expected = _trained(references, world, "training, nothing compiled")
+    shutil.rmtree(world.path("store"))
     draw = random.Random(f"{SEED} executables {way.__name__}")
     entries = [path for path in world.path("cache").glob("executables/**/*") if path.is_file()]
     assert len(entries) > 4

@@ -128,6 +128,10 @@ class World:
         if other.path(kind).exists():
             shutil.copytree(other.path(kind), self.path(kind), dirs_exist_ok=True)
 
+    def share_compiled_programs(self, other: "World"):
+        """Use another world's cache. A copy would not do: JAX's names of programs depend on the cache's own path."""
+        self.path("cache").symlink_to(other.path("cache"))
+
     def records(self) -> dict[pathlib.Path, int]:
         """When each record was written."""
         return {path: path.stat().st_mtime_ns for path in self.path("store").glob("??/*.npz")}
@@ -267,11 +271,11 @@ class Target:
 
 
 def _compiled(world: World, first: World):
-    world.copy("cache", first)
+    world.share_compiled_programs(first)
 
 
 def _trained(world: World, first: World):
-    world.copy("cache", first)
+    world.share_compiled_programs(first)
     world.copy("store", first)
 
 
