@@ -108,7 +108,7 @@ def arrangements(options, shape) -> dict:
     half = RUNS // 2
 
     def ours() -> float:
-        from proxies_lib import bench
+        from proxies_lib.budget import bench
 
         return bench.sweep_seconds(shape, workers=2, seeds=(0,))[0][0]
 

@@ -39,8 +39,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 # %% tags=["setup"]
 from IPython.display import Markdown
 
-from proxies_lib import analysis, claims, plots, sweep
-from proxies_lib.config import grid, study
+from proxies_lib.config import grid
+from proxies_lib.science import analysis, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -53,7 +54,7 @@ this = study(scale, overrides, train, publish)
 runs = {"default": grid(this.base, {("d_model", "n_layers"): this.sizes[-1:], "lr": this.lrs, "seed": this.seeds})}
 
 # %%
-table, _ = sweep.collect(runs, this)
+table, _ = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} runs at {table['lr'].nunique()} learning rates, {table['seed'].nunique()} seeds")
@@ -62,7 +63,7 @@ print(f"{len(table)} runs at {table['lr'].nunique()} learning rates, {table['see
 loss = analysis.lr_curves(table, ["method", "n_params"])
 sensitivity = analysis.lr_sensitivity(table, ["method", "n_params"], this.window)
 figure = plots.figure0(loss, sensitivity, this.window)
-plots.save(figure, "fig00_method", {"loss": loss, "sensitivity": sensitivity}, table, this)
+report.save(figure, "fig00_method", {"loss": loss, "sensitivity": sensitivity}, table, this)
 
 # %% [markdown]
 # The gray area is what S averages. **How to read the figures** that follow: a method always has the same color and
@@ -78,7 +79,7 @@ plots.save(figure, "fig00_method", {"loss": loss, "sensitivity": sensitivity}, t
 # a bigram model does: below that, nothing of what makes a transformer is being trained.
 
 # %%
-Markdown(analysis.markdown(analysis.protocol_table().reset_index(names="")))
+Markdown(report.markdown(report.protocol_table().reset_index(names="")))
 
 # %% [markdown]
 # ## Scoreboard
@@ -88,6 +89,6 @@ Markdown(analysis.markdown(analysis.protocol_table().reset_index(names="")))
 # includes the threshold does not hold, and its note says that it is undecided.
 
 # %%
-board = claims.scoreboard(this.label)
-print(claims.tally(board))
-Markdown(claims.verdict_table(board, this.label, up="../../"))
+board = report.scoreboard(this.label)
+print(report.tally(board))
+Markdown(report.verdict_table(board, this.label, up="../../"))

@@ -31,8 +31,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 # %% tags=["setup"]
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -47,7 +48,7 @@ axes = {("d_model", "n_layers"): this.sizes, "lr": this.lrs, "seed": this.seeds}
 runs = {"without qk-layernorm": grid(replace(this.base, qk_norm="none"), axes), "with qk-layernorm": grid(this.base, axes)}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} runs of {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -66,7 +67,7 @@ print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.tra
 by = ["method", "n_params"]
 loss, sensitivity = analysis.lr_curves(table, by), analysis.sensitivities(table, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "fig01_lr_sensitivity", {"loss": loss, **sensitivity}, table, this)
+report.save(figure, "fig01_lr_sensitivity", {"loss": loss, **sensitivity}, table, this)
 
 # %% [markdown]
 # The numbers behind the lower panels, in nats, with 95 % t intervals over seeds:
@@ -95,7 +96,7 @@ observed = analysis.curves_of(points, curves)
 columns, logit = ["key", "seed", "method", "n_params", "lr", "step"], "max_attention_logit/0"
 quantities = {"loss": ("training loss (nats/token)", "linear"), logit: ("max |attention logit|, block 0", "log")}
 figure = plots.figure_trajectories(observed, quantities, plots.points_of(observed), {logit: (1e4, "10⁴")})
-plots.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *quantities]]}, points, this)
+report.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *quantities]]}, points, this)
 
 # %% [markdown]
 # ## Figure E.1 · norms or alignment?
@@ -107,7 +108,7 @@ plots.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *q
 quantities = {"q_norm/0": ("mean ‖q‖, block 0", "log"), "k_norm/0": ("mean ‖k‖, block 0", "log"),
               "qk_cosine/0": ("mean |cos(q, k)|, block 0", "linear")}  # fmt: skip
 figure = plots.figure_trajectories(observed, quantities, plots.points_of(observed))
-plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quantities]]}, points, this)
+report.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quantities]]}, points, this)
 
 # %% [markdown]
 # ## What we see at laptop scale
@@ -126,8 +127,8 @@ plots.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quan
 # *holds* only if the whole interval lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.attention_logit_growth(table, curves, this), "01", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.attention_logit_growth(table, curves, this), "01", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

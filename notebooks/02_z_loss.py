@@ -30,8 +30,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 import pandas as pd
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -57,7 +58,7 @@ for base in (longer, other, *(replace(b, vocab_size=v) for v in this.vocabularie
     runs |= {name: runs[name] + grid(replace(base, **arms[name]), point) for name in (neither, z_loss)}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -71,7 +72,7 @@ by = ["method", "n_params"]
 swept = checks.same_as_base(table, this)
 loss, sensitivity = analysis.lr_curves(swept, by), analysis.sensitivities(swept, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "fig03_z_loss", {"loss": loss, **sensitivity}, swept, this)
+report.save(figure, "fig03_z_loss", {"loss": loss, **sensitivity}, swept, this)
 
 # %% [markdown]
 # What z-loss and decay change at each size, against neither: S in nats, mean over seeds.
@@ -94,7 +95,7 @@ observed = analysis.curves_of(by_length, curves)
 quantities = {"loss": ("training loss (nats/token)", "linear"), "mean_output_logit": ("mean output logit", "linear")}
 figure = plots.figure_trajectories(observed, quantities, titles)
 columns = ["key", "seed", "method", "point", "step", "loss", "mean_output_logit"]
-plots.save(figure, "fig04_output_logits", {"trajectories": observed[columns]}, by_length, this)
+report.save(figure, "fig04_output_logits", {"trajectories": observed[columns]}, by_length, this)
 
 # %% [markdown]
 # Softmax ignores a common shift of the logits, so drift alone should be harmless in exact arithmetic. One change at a
@@ -123,8 +124,8 @@ ends.pivot_table(index=varied, columns="method", values=["mean_output_logit", "l
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.z_loss(table, curves, this), "02", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.z_loss(table, curves, this), "02", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -27,8 +27,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 # %% tags=["setup"]
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -44,7 +45,7 @@ warmups = {f"warm-up {100 * share:g} %": round(share * b.hparams.steps) for shar
 runs = {name: grid(replace(b, warmup_steps=steps), axes) for name, steps in warmups.items()}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -57,7 +58,7 @@ print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.tra
 by = ["method", "n_params"]
 loss, sensitivity = analysis.lr_curves(table, by), analysis.sensitivities(table, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "fig05_warmup", {"loss": loss, **sensitivity}, table, this)
+report.save(figure, "fig05_warmup", {"loss": loss, **sensitivity}, table, this)
 
 # %% [markdown]
 # S, in nats, for each warm-up and size; and the best loss over the learning rates.
@@ -83,8 +84,8 @@ best.pivot_table(index="method", columns="n_params", values="best_loss").loc[lis
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.warmup(table, curves, this), "03", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.warmup(table, curves, this), "03", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -29,8 +29,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 import numpy as np
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -51,7 +52,7 @@ decays = {"no decay": 0.0, "decay 1e-4": 1e-4, "a tenth of matched decay": match
 runs |= {name: grid(replace(b, weight_decay=x), axes | {"lr": this.window}) for name, x in decays.items()}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -65,7 +66,7 @@ by = ["method", "n_params"]
 two = analysis.where(table, method=list(kinds))
 loss, sensitivity = analysis.lr_curves(two, by), analysis.sensitivities(two, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "fig06_weight_decay", {"loss": loss, **sensitivity}, two, this)
+report.save(figure, "fig06_weight_decay", {"loss": loss, **sensitivity}, two, this)
 
 # %% [markdown]
 # ## Figure E.10 · the strength of independent decay
@@ -74,7 +75,7 @@ plots.save(figure, "fig06_weight_decay", {"loss": loss, **sensitivity}, two, thi
 strengths = analysis.where(table, method=list(decays))
 loss, sensitivity = analysis.lr_curves(strengths, by), analysis.sensitivities(strengths, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "figE10_decay_strength", {"loss": loss, **sensitivity}, strengths, this)
+report.save(figure, "figE10_decay_strength", {"loss": loss, **sensitivity}, strengths, this)
 
 # %% [markdown]
 # The best learning rate (vertex of a parabola around the minimum, geometric mean over seeds), per λ and size:
@@ -98,8 +99,8 @@ best.assign(best_lr=np.log10(best["best_lr"])).pivot_table(index="weight_decay",
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.weight_decay(table, curves, this), "04", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.weight_decay(table, curves, this), "04", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -28,8 +28,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 # %% tags=["setup"]
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -48,7 +49,7 @@ runs |= {f"{name}, no qk-layernorm": grid(off, {("d_model", "n_layers"): sizes} 
 runs |= {"jointly": grid(this.base, {("d_model", "n_layers"): this.joint, "lr": this.upper, "seed": this.seeds})}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -62,7 +63,7 @@ by, window = ["method", "n_params"], analysis.where(table, lr=this.window)
 two = analysis.where(window, method=list(series))
 loss, sensitivity = analysis.lr_curves(two, by), analysis.sensitivities(two, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "fig07_width_vs_depth", {"loss": loss, **sensitivity}, two, this)
+report.save(figure, "fig07_width_vs_depth", {"loss": loss, **sensitivity}, two, this)
 
 # %% [markdown]
 # ## Figure E.2 · the same without qk-layernorm
@@ -71,7 +72,7 @@ plots.save(figure, "fig07_width_vs_depth", {"loss": loss, **sensitivity}, two, t
 without = analysis.where(window, method=[f"{name}, no qk-layernorm" for name in series])
 loss, sensitivity = analysis.lr_curves(without, by), analysis.sensitivities(without, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "figE02_width_vs_depth_no_qk", {"loss": loss, **sensitivity}, without, this)
+report.save(figure, "figE02_width_vs_depth_no_qk", {"loss": loss, **sensitivity}, without, this)
 
 # %% [markdown]
 # ## Figure E.3 · the best loss of each series
@@ -83,7 +84,7 @@ plots.save(figure, "figE02_width_vs_depth_no_qk", {"loss": loss, **sensitivity},
 best = analysis.optimum(analysis.where(table, method=[*series, "jointly"]), by)
 fits = analysis.extrapolated(best)
 figure = plots.figure_best_loss(best, fits)
-plots.save(figure, "figE03_best_loss", {"best": best, "fits": fits}, table, this)
+report.save(figure, "figE03_best_loss", {"best": best, "fits": fits}, table, this)
 
 # %%
 fits.groupby("method", sort=False)[["n_params", "slope", "error"]].mean().round(3)
@@ -101,8 +102,8 @@ fits.groupby("method", sort=False)[["n_params", "slope", "error"]].mean().round(
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.width_vs_depth(table, curves, this), "05", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.width_vs_depth(table, curves, this), "05", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -31,8 +31,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 import numpy as np
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -62,7 +63,7 @@ runs |= {"logits / d_head": grid(replace(b, attention_power=1.0), ends)}
 runs |= {"logits / d_head, no qk-layernorm": grid(replace(off, attention_power=1.0), ends)}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -76,7 +77,7 @@ by = ["method", "n_params"]
 two = analysis.where(table, method=["standard", "µParam (simple)"])
 loss, sensitivity = analysis.lr_curves(two, by), analysis.sensitivities(two, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "fig08_mu_param", {"loss": loss, **sensitivity}, two, this)
+report.save(figure, "fig08_mu_param", {"loss": loss, **sensitivity}, two, this)
 
 # %% [markdown]
 # ## Figure E.4 · the same without qk-layernorm
@@ -85,7 +86,7 @@ plots.save(figure, "fig08_mu_param", {"loss": loss, **sensitivity}, two, this)
 without = analysis.where(table, method=["standard, no qk-layernorm", "µParam (simple), no qk-layernorm"])
 loss, sensitivity = analysis.lr_curves(without, by), analysis.sensitivities(without, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
-plots.save(figure, "figE04_mu_param_no_qk", {"loss": loss, **sensitivity}, without, this)
+report.save(figure, "figE04_mu_param_no_qk", {"loss": loss, **sensitivity}, without, this)
 
 # %% [markdown]
 # ## Figure E.5 · simple, intermediate and full µParam at the largest size
@@ -94,7 +95,7 @@ plots.save(figure, "figE04_mu_param_no_qk", {"loss": loss, **sensitivity}, witho
 variants = ["standard", *(f"µParam ({kind})" for kind in ("simple", "intermediate", "full")), "µParam (full), no qk-layernorm"]
 kinds = analysis.where(table, method=variants, n_params=table["n_params"].max())
 loss = analysis.lr_curves(kinds, by)
-plots.save(plots.figure_by_size(loss), "figE05_mu_param_variants", {"loss": loss}, kinds, this)
+report.save(plots.figure_by_size(loss), "figE05_mu_param_variants", {"loss": loss}, kinds, this)
 
 # %% [markdown]
 # ## Figure E.6 · logits scaled by 1/√d_head or 1/d_head
@@ -103,7 +104,7 @@ plots.save(plots.figure_by_size(loss), "figE05_mu_param_variants", {"loss": loss
 scalings = ["standard", "standard, no qk-layernorm", "logits / d_head", "logits / d_head, no qk-layernorm"]
 scaled = analysis.where(table, method=scalings, lr=this.upper, n_params=[table["n_params"].min(), table["n_params"].max()])
 loss = analysis.lr_curves(scaled, by)
-plots.save(plots.figure_by_size(loss), "figE06_logit_scale", {"loss": loss}, scaled, this)
+report.save(plots.figure_by_size(loss), "figE06_logit_scale", {"loss": loss}, scaled, this)
 
 # %% [markdown]
 # ## Figure E.14 · learning rates scaled by the RMS of each tensor
@@ -113,7 +114,7 @@ plots.save(plots.figure_by_size(loss), "figE06_logit_scale", {"loss": loss}, sca
 # %%
 rms = analysis.where(table, method=["standard", "LR × RMS"])
 loss = analysis.lr_curves(rms, by)
-plots.save(plots.figure_sweep(loss), "figE14_rms_scaled_lr", {"loss": loss}, rms, this)
+report.save(plots.figure_sweep(loss), "figE14_rms_scaled_lr", {"loss": loss}, rms, this)
 
 # %% [markdown]
 # The best learning rate per size (geometric mean over seeds):
@@ -136,8 +137,8 @@ best.pivot_table(index="method", columns="n_params", values="best_lr", sort=Fals
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.mu_param(table, curves, this), "06", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.mu_param(table, curves, this), "06", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -31,8 +31,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.runs import sweep
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -55,7 +57,7 @@ runs |= {"bigram": grid(replace(one, n_layers=0), {"seed": this.seeds})}
 held_out = {"without qk-layernorm": grid(off, fitted | {("d_model", "n_layers"): this.held_out})}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -74,7 +76,7 @@ probed = {f"{share:.0%} of training": analysis.probe(off_runs, curves, share) fo
 target = grid(off, {("d_model", "n_layers"): this.held_out})[0].model.n_params
 fits = pd.concat(analysis.predict_logits(points, [target]).assign(probe=title) for title, points in probed.items())
 stored = sum(bool(f.layer) for f in sweep.plan(held_out["without qk-layernorm"], prepare=False).found)
-prediction = claims.predict(fits, off_runs, stored, this)
+prediction = report.predict(fits, off_runs, stored, this)
 prediction.drop(columns="fitted_on").round(3)
 
 # %% [markdown]
@@ -82,7 +84,7 @@ prediction.drop(columns="fitted_on").round(3)
 # `prediction.csv`. Only now is the larger size trained.
 
 # %%
-larger, larger_curves = sweep.collect(held_out, this)
+larger, larger_curves = report.collect(held_out, this)
 
 # %%
 measured = {title: analysis.probe(larger, larger_curves, share) for title, share in zip(probed, (checks.PROBE, 0.5))}
@@ -94,7 +96,7 @@ lines = {title: analysis.predict_logits(probed[title], sizes) for title in probe
 columns = ["key", "seed", "n_params", "lr", "step", "max_attention_logit/0", "failed", "held_out"]
 figure = plots.figure9(points, lines)
 saved = {f"points, {t}": points[t][columns] for t in points} | {f"fit, {t}": lines[t] for t in lines}
-plots.save(figure, "fig09_predicted_logits", saved, pd.concat([off_runs, larger]), this)
+report.save(figure, "fig09_predicted_logits", saved, pd.concat([off_runs, larger]), this)
 
 # %%
 shown = ["predicted", "lo", "hi", "max_attention_logit/0", "inside", "failed", "foretold"]
@@ -114,7 +116,7 @@ logits = logits.merge(forced[["key", "seed", "kappa", "d_head"]], on="key")
 logits = logits.assign(allowed=logits["kappa"] * logits["d_head"] ** 0.5).sort_values("kappa")
 figure = plots.figure10(forced, bigram, logits)
 saved = {"loss": forced[["key", "seed", "kappa", "loss"]], "bigram": bigram[["key", "seed", "loss"]], "logits": logits}
-plots.save(figure, "fig10_kappa", saved, analysis.where(table, method=["κ", "bigram"]), this)
+report.save(figure, "fig10_kappa", saved, analysis.where(table, method=["κ", "bigram"]), this)
 
 # %% [markdown]
 # ## What we see at laptop scale
@@ -132,8 +134,8 @@ plots.save(figure, "fig10_kappa", saved, analysis.where(table, method=["κ", "bi
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.predicting_logit_growth(points, scores, forced, bigram), "07", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.predicting_logit_growth(points, scores, forced, bigram), "07", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -30,8 +30,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 import pandas as pd
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -50,7 +51,7 @@ largest = replace(this.base, d_model=d, n_layers=n, lr=0.3)
 runs |= {f"ε = {eps:g}": grid(replace(largest, eps=eps), {"seed": this.seeds}) for eps in (1e-15, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3)}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -69,7 +70,7 @@ eps, blocks = this.base.hparams.eps, range(deep["n_layers"].max())
 gradients = [f"grad_rms/blocks/{i}/mlp_in/kernel" for i in blocks]
 panels = analysis.rms_panels(swept, deep, curves, checks.GRADIENT, gradients)
 figure = plots.figure_rms(panels, "rms", "gradient RMS, first MLP layer", eps)
-plots.save(figure, "fig11_gradient_rms", panels, pd.concat([swept, deep]), this)
+report.save(figure, "fig11_gradient_rms", panels, pd.concat([swept, deep]), this)
 
 # %% [markdown]
 # ## Figure E.12 · the same for the key projection
@@ -78,7 +79,7 @@ plots.save(figure, "fig11_gradient_rms", panels, pd.concat([swept, deep]), this)
 keys = [f"grad_rms/blocks/{i}/attention/key/kernel" for i in blocks]
 panels = analysis.rms_panels(swept, deep, curves, checks.KEY_GRADIENT, keys)
 figure = plots.figure_rms(panels, "rms", "gradient RMS, key projection", eps)
-plots.save(figure, "figE12_key_gradient_rms", panels, pd.concat([swept, deep]), this)
+report.save(figure, "figE12_key_gradient_rms", panels, pd.concat([swept, deep]), this)
 
 # %% [markdown]
 # ## Figure C.1 · RMS of a block's output
@@ -89,7 +90,7 @@ plots.save(figure, "figE12_key_gradient_rms", panels, pd.concat([swept, deep]), 
 block = min(2, swept["n_layers"].min() - 1)
 panels = analysis.rms_panels(swept, deep, curves, f"block_rms/{block}", [f"block_rms/{i}" for i in blocks])
 figure = plots.figure_rms(panels, "rms", "RMS of the block's output")
-plots.save(figure, "figC01_block_output_rms", panels, pd.concat([swept, deep]), this)
+report.save(figure, "figC01_block_output_rms", panels, pd.concat([swept, deep]), this)
 
 # %% [markdown]
 # ## Figure E.13 · gradient and update RMS during training, over N and learning rate
@@ -98,7 +99,7 @@ plots.save(figure, "figC01_block_output_rms", panels, pd.concat([swept, deep]), 
 observed = analysis.curves_of(analysis.where(swept, lr=this.upper), curves)
 columns = ["key", "seed", "n_params", "lr", "step", checks.GRADIENT, checks.UPDATE]
 figure = plots.figure_e13(observed, checks.GRADIENT, checks.UPDATE, eps)
-plots.save(figure, "figE13_update_rms", {"trajectories": observed[columns]}, swept, this)
+report.save(figure, "figE13_update_rms", {"trajectories": observed[columns]}, swept, this)
 
 # %% [markdown]
 # ## Figure 12 · loss and gradient RMS for several ε
@@ -114,7 +115,7 @@ observed, columns = analysis.curves_of(grouped, curves), ["key", "seed", "method
 two = {g: titles[g] for g in ("paper", "raised")}
 quantities = {"loss": ("training loss (nats/token)", "linear"), checks.GRADIENT: ("gradient RMS, block 0", "log")}
 figure = plots.figure_trajectories(observed, quantities, two)
-plots.save(figure, "fig12_epsilon", {"trajectories": observed[[*columns, *quantities]]}, ladder, this)
+report.save(figure, "fig12_epsilon", {"trajectories": observed[[*columns, *quantities]]}, ladder, this)
 
 # %% [markdown]
 # ## Figure E.15 · ε = 1e-6 against 1e-8
@@ -122,7 +123,7 @@ plots.save(figure, "fig12_epsilon", {"trajectories": observed[[*columns, *quanti
 # %%
 shown = analysis.where(observed, point="E.15")
 figure = plots.figure_trajectories(shown, quantities, {"E.15": titles["E.15"]})
-plots.save(figure, "figE15_epsilon_1e-6", {"trajectories": shown[[*columns, *quantities]]}, ladder, this)
+report.save(figure, "figE15_epsilon_1e-6", {"trajectories": shown[[*columns, *quantities]]}, ladder, this)
 
 # %% [markdown]
 # ## Figure 13 · gradient and update RMS per ε, first and last block
@@ -132,7 +133,7 @@ last = f"blocks/{ladder['n_layers'].max() - 1}/mlp_in/kernel"
 quantities = {checks.GRADIENT: ("gradient RMS, block 0", "log"), f"grad_rms/{last}": ("gradient RMS, last block", "log"),
               checks.UPDATE: ("update RMS, block 0", "log"), f"update_rms/{last}": ("update RMS, last block", "log")}
 figure = plots.figure_trajectories(observed, quantities, two)
-plots.save(figure, "fig13_update_rms", {"trajectories": observed[[*columns, *quantities]]}, ladder, this)
+report.save(figure, "fig13_update_rms", {"trajectories": observed[[*columns, *quantities]]}, ladder, this)
 
 # %% [markdown]
 # ## What we see at laptop scale
@@ -149,8 +150,8 @@ plots.save(figure, "fig13_update_rms", {"trajectories": observed[[*columns, *qua
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.adamw_epsilon(table, curves, this), "08", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.adamw_epsilon(table, curves, this), "08", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

@@ -29,8 +29,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 # %% tags=["setup"]
 from IPython.display import Markdown
 
-from proxies_lib import analysis, checks, claims, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -51,7 +52,7 @@ runs |= {f"qk-layernorm {kind}": grid(replace(b, qk_norm=value), wide) for kind,
 runs |= {f"{kind} attention": grid(replace(b, qk_norm="none", attention=kind), small) for kind in ("softmax", "squared_relu")}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
@@ -64,7 +65,7 @@ print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.tra
 by = ["method", "n_params"]
 some = analysis.where(table, method=[f"{x:g} × steps" for x in (0.5, 1, 2)])
 loss = analysis.lr_curves(some, by)
-plots.save(plots.figure_by_size(loss), "figE07_steps", {"loss": loss}, some, this)
+report.save(plots.figure_by_size(loss), "figE07_steps", {"loss": loss}, some, this)
 
 # %% [markdown]
 # ## Figure E.9 · larger batches at constant tokens
@@ -72,7 +73,7 @@ plots.save(plots.figure_by_size(loss), "figE07_steps", {"loss": loss}, some, thi
 # %%
 some = analysis.where(table, method=[f"batch × {x}" for x in (1, 2, 4)])
 loss = analysis.lr_curves(some, by)
-plots.save(plots.figure_by_size(loss), "figE09_batch", {"loss": loss}, some, this)
+report.save(plots.figure_by_size(loss), "figE09_batch", {"loss": loss}, some, this)
 
 # %% [markdown]
 # ## Figure E.8 · qk-layernorm per head or over the whole width
@@ -80,7 +81,7 @@ plots.save(plots.figure_by_size(loss), "figE09_batch", {"loss": loss}, some, thi
 # %%
 some = analysis.where(table, method=["qk-layernorm per head", "qk-layernorm whole"])
 loss = analysis.lr_curves(some, by)
-plots.save(plots.figure_by_size(loss), "figE08_whole_qk_layernorm", {"loss": loss}, some, this)
+report.save(plots.figure_by_size(loss), "figE08_whole_qk_layernorm", {"loss": loss}, some, this)
 
 # %% [markdown]
 # ## Figure E.11 · attention without softmax
@@ -92,7 +93,7 @@ some = analysis.where(table, method=["softmax attention", "squared_relu attentio
 top = analysis.curves_of(some, curves).groupby(["method", "key"], as_index=False)["max_attention_logit/0"].max()
 loss, logits = analysis.lr_curves(some, by), some[analysis.DESCRIBING].merge(top, on=["method", "key"])
 figure = plots.figure_e11(loss, logits)
-plots.save(figure, "figE11_pointwise_attention", {"loss": loss, "logits": logits}, some, this)
+report.save(figure, "figE11_pointwise_attention", {"loss": loss, "logits": logits}, some, this)
 
 # %% [markdown]
 # ## What we see at laptop scale
@@ -108,8 +109,8 @@ plots.save(figure, "figE11_pointwise_attention", {"loss": loss, "logits": logits
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.additional_interventions(table, curves, this), "09", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.additional_interventions(table, curves, this), "09", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

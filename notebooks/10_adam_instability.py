@@ -30,8 +30,9 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 import pandas as pd
 from IPython.display import Markdown
 
-from proxies_lib import adam, analysis, checks, claims, config, plots, sweep
-from proxies_lib.config import grid, replace, study
+from proxies_lib.config import grid, replace
+from proxies_lib.science import adam, analysis, checks, plots, protocol, report
+from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
 
@@ -45,7 +46,7 @@ this = study(scale, overrides, train, publish)
 # %% tags=["grid"]
 (d, n), steps, every = this.adam, this.base.hparams.steps, this.base.train.log_every // 2
 quiet = replace(this.base, d_model=d, n_layers=n, lr=0.1, log_every=every, histograms=48)
-burst, skip = config.burst(steps, every)
+burst, skip = protocol.burst(steps, every)
 disturbed, raised = replace(quiet, **burst), replace(quiet, **burst, eps=1e-3)
 stages = {"ε = 1e-8, no burst": quiet, "ε = 1e-3, no burst": replace(quiet, eps=1e-3), "ε = 1e-8": disturbed,
           "ε = 1e-3": raised, "ε = 1e-3, batch × 8": replace(raised, batch_size=8 * quiet.train.batch_size)}  # fmt: skip
@@ -65,7 +66,7 @@ formats = {f"{name}, loss × {by}": replace(quiet, gradient_dtype=name, loss_sca
 runs = {name: grid(run, {"seed": this.seeds}) for name, run in (stages | remedies | repeated | formats).items()}
 
 # %%
-table, curves = sweep.collect(runs, this)
+table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['seed'].nunique()} seeds; {burst}")
@@ -78,7 +79,7 @@ print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['seed'].nunique
 # %%
 distributions, rejections = adam.distributions((0.0, 0.1, 0.3, 0.5, 0.7, 0.9)), adam.rejections()
 figure = plots.figure_ratio(distributions, rejections, 0.9, 0.95)
-plots.save(figure, "figP2_ratio", {"distributions": distributions, "rejections": rejections}, table, this)
+report.save(figure, "figP2_ratio", {"distributions": distributions, "rejections": rejections}, table, this)
 
 # %% [markdown]
 # ## The stages, in training
@@ -101,7 +102,7 @@ quantities = {"loss": ("training loss\n(nats/token)", "linear"), checks.GRADIENT
 marks = begin, begin + burst["rare_batches"] - 1
 lines = {checks.GRADIENT: (1e-3, "ε = 1e-3"), "dip": (simulated["dip"].mean(), "ρ = 0.5")}
 figure = plots.figure_trajectories(shown, quantities, titles, lines, marks)
-plots.save(figure, "figP2_stages", {"stages": shown[["key", "seed", "method", "point", "step", *quantities]]}, table, this)
+report.save(figure, "figP2_stages", {"stages": shown[["key", "seed", "method", "point", "step", *quantities]]}, table, this)
 
 # %% [markdown]
 # ## Distributions of r and of the update Δ
@@ -113,7 +114,7 @@ tensors = {"embed": "embedding", layer: "block 0", f"blocks/{n - 1}/mlp_in": f"b
 bars = pd.concat([adam.histograms(pair, f"{kind}/{tensor}").assign(row=f"{letter}, {name}")
                   for tensor, name in tensors.items() for kind, letter in (("ratio", "r"), ("update", "Δ"))])  # fmt: skip
 figure = plots.figure_histograms(bars.assign(column=bars["step"]), moments)
-plots.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
+report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
 
 # %% [markdown]
 # ## The remedies, on the same spike
@@ -125,7 +126,7 @@ rescued = analysis.where(analysis.remedies(table, spikes), method=list(remedies)
 quantities = {"height": ("height of the spike (nats)", "linear"), "steps_lost": ("steps lost", "linear"),
               "tokens_lost": ("tokens lost", "linear"), "loss": (plots.LOSS_AXIS, "linear")}  # fmt: skip
 figure = plots.figure_dots(rescued, quantities, list(remedies))
-plots.save(figure, "figP2_remedies", {"remedies": rescued[["key", "seed", "method", *quantities]]}, rescued, this)
+report.save(figure, "figP2_remedies", {"remedies": rescued[["key", "seed", "method", *quantities]]}, rescued, this)
 
 # %% [markdown]
 # ## A corpus of few batches
@@ -134,7 +135,7 @@ plots.save(figure, "figP2_remedies", {"remedies": rescued[["key", "seed", "metho
 times = {steps // 4 - 1: "after a quarter", steps // 2 - 1: "half-way", steps - 1: "end"}
 bars = adam.histograms(analysis.where(observed, method=list(repeated), step=list(times)), f"ratio/{layer}")
 figure = plots.figure_histograms(bars.assign(row="r, block 0", column=bars["step"]), times)
-plots.save(figure, "figP2_batches", {"histograms": bars}, analysis.where(table, method=list(repeated)), this)
+report.save(figure, "figP2_batches", {"histograms": bars}, analysis.where(table, method=list(repeated)), this)
 
 # %% [markdown]
 # ## Gradients in narrow formats
@@ -145,7 +146,7 @@ quantities = {zeros: ("share of zero gradients", linear), checks.UPDATE: ("updat
 narrow = analysis.where(table, method=["ε = 1e-8, no burst", *formats])
 ends = analysis.late(narrow, curves, list(quantities)[:2]).merge(analysis.with_loss(narrow)[["key", "loss"]])
 figure = plots.figure_dots(ends, quantities, list(narrow["method"].unique()))
-plots.save(figure, "figP2_formats", {"formats": ends[["key", "seed", "method", *quantities]]}, narrow, this)
+report.save(figure, "figP2_formats", {"formats": ends[["key", "seed", "method", *quantities]]}, narrow, this)
 
 # %% [markdown]
 # ## What we see at laptop scale
@@ -163,8 +164,8 @@ plots.save(figure, "figP2_formats", {"formats": ends[["key", "seed", "method", *
 # lies on the claimed side.
 
 # %%
-verdicts = claims.publish(checks.adam_instability(simulated, table, observed, spikes, begin, window), "10", this)
-Markdown(claims.verdict_table(verdicts))
+verdicts = report.publish(checks.adam_instability(simulated, table, observed, spikes, begin, window), "10", this)
+Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]
 print(f"{len(verdicts)} claims checked")

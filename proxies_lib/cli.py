@@ -9,8 +9,11 @@ import pathlib
 import re
 import sys
 
-from proxies_lib import config
+from proxies_lib import config, paths
+from proxies_lib.budget import costs
 from proxies_lib.config import UserError, refuse
+from proxies_lib.runs import datasets, engines, provenance, tables
+from proxies_lib.science import protocol, report
 
 MOST_SEEDS = 10_000  # of one command
 
@@ -201,7 +204,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _gather(options):
     """Study, notebooks, every run they ask for now and after their predictions; checked before anything is written."""
-    from proxies_lib import notebooks, outputs, sweep
+    from proxies_lib.science import notebooks, outputs
 
     _say_which_project()
     if getattr(options, "workers", None) is not None:
@@ -210,14 +213,14 @@ def _gather(options):
         os.environ["PROXIES_WORKERS"] = str(options.workers)
     if getattr(options, "engine", None):
         os.environ["PROXIES_ENGINE"] = options.engine
-    sweep.chosen_engine()
+    engines.chosen_engine()
     if options.store is not None:
         os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
     shard, overrides = _shard(getattr(options, "shard", "1/1")), _settings(options)
-    study = config.study(options.scale, overrides, train=True)
+    study = protocol.study(options.scale, overrides, train=True)
     chosen = notebooks.choose(options.sections)
     if getattr(options, "publish", False):
-        outputs.require_committed(sweep.commit())
+        outputs.require_committed(provenance.commit())
         os.environ[outputs.PUBLISH] = "1"
     parameters = {"scale": options.scale, "train": True, "publish": True, "overrides": overrides}
     asked = [notebooks.runs_of(path, parameters) for path in chosen]
@@ -227,9 +230,9 @@ def _gather(options):
 
 def _say_which_project():
     """Notebooks are programs: say whose are executed, where one stands in another project folder."""
-    here = config.project_here()
-    if here is not None and here.resolve() != config.root().resolve():
-        print(f"proxies: uses the project folder {config.root()}, which is installed, not {here}", file=sys.stderr)
+    here = paths.project_here()
+    if here is not None and here.resolve() != paths.root().resolve():
+        print(f"proxies: uses the project folder {paths.root()}, which is installed, not {here}", file=sys.stderr)
 
 
 def _new_folder(field: str, text: str) -> str:
@@ -247,26 +250,27 @@ def _new_folder(field: str, text: str) -> str:
 
 
 def _plan(options):
-    from proxies_lib import data, sweep
+    from proxies_lib.runs import sweep
 
     *_, runs, held_out, shard = _gather(options)
     for name, vocab_size in sorted({(run.data, run.model.vocab_size) for run in runs}):
         if name != "stdlib":  # which prepares itself
-            data.open_dataset(name, vocab_size)
+            datasets.open_dataset(name, vocab_size)
     _say_held_out(held_out)
-    print(sweep.plan(runs, prepare=False, shard=shard).describe(sweep.cores()))
+    print(sweep.plan(runs, prepare=False, shard=shard).describe(engines.cores()))
 
 
 def _run(options):
-    from proxies_lib import notebooks, outputs, store, sweep
+    from proxies_lib.runs import sweep
+    from proxies_lib.science import notebooks, outputs
 
     _join(options.distributed)
     study, chosen, parameters, runs, held_out, shard = _gather(options)
     _say_held_out(held_out)
     plan = sweep.plan(runs, shard=shard)
     if shard[1] == 1:
-        outputs.claim(study, sweep.commit())
-    print(plan.describe(sweep.cores()), flush=True)
+        outputs.claim(study, provenance.commit())
+    print(plan.describe(engines.cores()), flush=True)
     sweep.run(plan)
     if shard[1] > 1:
         print(f"shard {options.shard} is trained; run without --shard once every shard's store is in one place")
@@ -276,11 +280,11 @@ def _run(options):
         return
     if options.publish:
         trained = sweep.plan(runs)
-        outputs.require_committed(sweep.commit(), store.table(list(trained.found), trained.folder, columns=())[0])
+        outputs.require_committed(provenance.commit(), tables.table(list(trained.found), trained.folder, columns=())[0])
     _execute(notebooks, chosen, parameters, study.label)
     done = sweep.plan(runs + held_out)
-    table, curves = store.table(list(done.found), done.folder)
-    store.export(table, curves, outputs.target("papermill_runs", study.label))
+    table, curves = tables.table(list(done.found), done.folder)
+    tables.export(table, curves, outputs.target("papermill_runs", study.label))
 
 
 def _join(distributed: str | None):
@@ -305,15 +309,15 @@ def _say_held_out(runs):
 
 
 def _figures(options):
-    from proxies_lib import notebooks, outputs, sweep
+    from proxies_lib.science import notebooks, outputs
 
     study, chosen, parameters, *_ = _gather(options)
-    outputs.claim(study, sweep.commit())
+    outputs.claim(study, provenance.commit())
     _execute(notebooks, chosen, parameters | {"train": False}, study.label)
 
 
 def _execute(notebooks, chosen, parameters, label):
-    from proxies_lib import outputs
+    from proxies_lib.science import outputs
 
     for path in chosen:
         done = notebooks.execute(path, parameters, label)
@@ -322,33 +326,33 @@ def _execute(notebooks, chosen, parameters, label):
 
 
 def _merge(options):
-    from proxies_lib import store
+    from proxies_lib.runs import store
 
-    into = config.folder("store") if options.store is None else _new_folder("store", options.store)
+    into = paths.folder("store") if options.store is None else _new_folder("store", options.store)
     store.merge(options.sources, into)
 
 
 def _table(options):
-    from proxies_lib import outputs, store
+    from proxies_lib.science import outputs
 
     place = outputs.source("papermill_runs", options.scale, "runs.parquet", options.published)
-    runs = place and store.exported_runs(place)
+    runs = place and tables.exported_runs(place)
     if runs is None:
         raise UserError(f"scale={options.scale!r}: no exported table yet; run its sections first")
     runs.to_csv(sys.stdout, index=False)
 
 
 def _claims(options):
-    from proxies_lib import claims, outputs
+    from proxies_lib.science import claims, outputs
 
-    rows = claims.scoreboard(options.scale, options.published or options.readme)
+    rows = report.scoreboard(options.scale, options.published or options.readme)
     if options.readme:
-        with config.environment(outputs.PUBLISH, "1"):
-            text = f"{claims.tally(rows)}\n\n{claims.verdict_table(rows, options.scale)}"
-        _write_between_markers(config.root() / "README.md", text)
+        with paths.environment(outputs.PUBLISH, "1"):
+            text = f"{report.tally(rows)}\n\n{report.verdict_table(rows, options.scale)}"
+        _write_between_markers(paths.root() / "README.md", text)
     elif options.against:
         itself = options.against == options.scale
-        both = claims.against(rows, claims.scoreboard(options.against, published=itself))
+        both = report.against(rows, report.scoreboard(options.against, published=itself))
         if options.json:
             return _print_json(both)
         for row in both[~both["same"]].itertuples():
@@ -360,7 +364,7 @@ def _claims(options):
     elif options.json:
         _print_json(rows)
     else:
-        for row in claims.short(rows).itertuples():
+        for row in report.short(rows).itertuples():
             print(f"Fig. {row.figure:4} {row.verdict:24} {row.effect:28} n={row.n}  {row.statement}")
 
 
@@ -370,56 +374,53 @@ def _print_json(rows):
 
 def _write_between_markers(path, text: str, name: str = "scoreboard"):
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    from proxies_lib import store
 
     old = path.read_text("utf-8")
     if begin not in old or end not in old:
         raise UserError(f"{path.name}: has no {begin} … {end} markers")
     head, rest = old.split(begin, 1)
     new = f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}"
-    store.write_atomically(path, new.encode())
+    paths.write_atomically(path, new.encode())
 
 
 def _bench(options):
-    from proxies_lib import bench
+    from proxies_lib.budget import bench
 
     bench.main(options.part, options.seconds, options.counts, options.json)
 
 
 def _tpu_check(options):
-    from proxies_lib import tpu
+    from proxies_lib.budget import tpu
 
     if options.table:
         tpu.measure()
-        return _write_between_markers(config.root() / tpu.PAGE, tpu.slices_table(), "slices")
+        return _write_between_markers(paths.root() / tpu.PAGE, tpu.slices_table(), "slices")
     changes = {name: getattr(options, name) for name in ("accumulate", "scan") if getattr(options, name) is not None}
     row = tpu.check(options.size, options.topology, options.batch, **changes)
     print(json.dumps(row, indent=1) if options.json else tpu.describe(row))
 
 
 def _costs(options):
-    from proxies_lib import tpu
+    from proxies_lib.budget import tpu
 
     if options.table:
-        for scale in config.scales():
-            _write_between_markers(config.root() / tpu.PAGE, tpu.costs_table(scale), f"costs {scale}")
-        return _write_between_markers(config.root() / tpu.PAGE, tpu.sizes_table("paper"), "sizes paper")
+        for scale in protocol.scales():
+            _write_between_markers(paths.root() / tpu.PAGE, costs.costs_table(scale), f"costs {scale}")
+        return _write_between_markers(paths.root() / tpu.PAGE, costs.sizes_table("paper"), "sizes paper")
     print(
-        tpu.costs(options.scale).to_json(orient="records", indent=1) if options.json else tpu.costs_table(options.scale)
+        costs.costs(options.scale).to_json(orient="records", indent=1) if options.json else costs.costs_table(options.scale)
     )
 
 
 def _data_prepare(options):
-    from proxies_lib import data
 
     names = ("source", "name", "path", "validation", "tokenizer", "vocab_size", "shards")
-    data.prepare(**{name: getattr(options, name) for name in names})
+    datasets.prepare(**{name: getattr(options, name) for name in names})
 
 
 def _data_list(options):
-    from proxies_lib import data
 
-    for line in data.describe_all():
+    for line in datasets.describe_all():
         print(line)
 
 

@@ -13,82 +13,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from proxies_lib import ops
 from proxies_lib.config import ModelConfig
+from proxies_lib.ops import attention_logits, causal, dense, fused, fused_attention, kappa_map, layer_norm, rms, rope
 
-LAYER_NORM_EPS = 1e-6
-ROPE_BASE = 10_000.0
 PAPER = {"attention_power": 0.5, "kappa": 1.0, "head_init": 1.0, "query_init": 1.0}  # the defaults of P1
+
 _kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
+
 _embedding_init = nnx.initializers.variance_scaling(1.0, "fan_out", "normal", batch_axis=0)  # of (V, D): std 1/√D
-
-
-def rope(x_BHKT: jax.Array) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021), base 10000, channels paired (i, i + K/2)."""
-    K, T = x_BHKT.shape[-2:]
-    # NumPy, so that the tables are constants of the program: XLA would compute them again for every head and row.
-    angle_KT = ROPE_BASE ** (-np.arange(0, K, 2) / K)[:, None] * np.arange(T)
-    cos, sin = np.cos(angle_KT).astype(x_BHKT.dtype), np.sin(angle_KT).astype(x_BHKT.dtype)
-    a, b = jnp.split(x_BHKT, 2, axis=-2)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-2)
-
-
-def rms(x: jax.Array) -> jax.Array:
-    """√mean(x²) over all entries, in float32."""
-    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def layer_norm(x: jax.Array, scale: jax.Array, axis: int = -1) -> jax.Array:
-    """LayerNorm over one axis, without bias, ε 1e-6; its gradient in closed form (P1, appendix C). `scale` is (D,).
-
-    The closed form is a tenth of a step faster on a CPU than differentiating through the statistics.
-    """
-    return _layer_norm_forward(x, scale, axis)[0]
-
-
-def _along(scale, axis: int):
-    return scale.reshape(-1, *(1,) * (-1 - axis))
-
-
-def _layer_norm_forward(x, scale, axis):
-    centered = (x - x.mean(axis, keepdims=True, dtype=jnp.float32)).astype(jnp.float32)
-    inverse_std = jax.lax.rsqrt(jnp.square(centered).mean(axis, keepdims=True) + LAYER_NORM_EPS)
-    normalized = (centered * inverse_std).astype(x.dtype)
-    return normalized * _along(scale, axis), (normalized, inverse_std, scale)
-
-
-def _layer_norm_backward(axis, residuals, g):
-    normalized, inverse_std, scale = residuals
-    into = (g * _along(scale, axis)).astype(jnp.float32)
-    along = (into * normalized).mean(axis, keepdims=True)
-    dx = inverse_std * (into - into.mean(axis, keepdims=True) - normalized * along)
-    others = tuple(i for i in range(g.ndim) if i != g.ndim + axis)
-    dscale = jnp.sum(g * normalized, axis=others, dtype=jnp.float32)
-    return dx.astype(g.dtype), dscale.astype(scale.dtype)
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-@jax.custom_vjp
-def dense(x_NI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
-    """x·W. Its weight gradient is taken with the narrow side first: XLA:CPU is twice as fast that way round."""
-    return x_NI @ kernel_IO
-
-
-def _dense_backward(residuals, g_NO):
-    x_NI, kernel_IO = residuals
-    if kernel_IO.shape[0] > kernel_IO.shape[1]:  # the barrier keeps XLA from turning the product round again
-        dkernel_IO = jax.lax.optimization_barrier(g_NO.T @ x_NI).T
-    else:
-        dkernel_IO = x_NI.T @ g_NO
-    return g_NO @ kernel_IO.T, dkernel_IO
-
-
-dense.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _dense_backward)
 
 
 class Linear(nnx.Linear):
@@ -103,48 +38,6 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x, axis: int = -1):
         return layer_norm(x, self.scale[...].astype(x.dtype), axis)
-
-
-def when(probe, observe, *observed):
-    """`observe(*observed)` where `probe` holds, else zeros of its shapes. Never part of the gradient.
-
-    A probe that is a plain bool costs nothing; a traced one becomes a branch, paid for only when taken.
-    """
-    observed = jax.lax.stop_gradient(observed)
-    if probe is True:
-        return observe(*observed)
-    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(observe, *observed))
-    return jax.lax.cond(probe, observe, lambda *_: blank, *observed)
-
-
-def causal(logits_BHST: jax.Array) -> np.ndarray:
-    """(S, T), true where key S is at or before query T."""
-    return np.triu(np.ones(logits_BHST.shape[-2:], bool))
-
-
-def kappa_map(z: jax.Array, kappa) -> jax.Array:
-    """√κ·z/√mean(z²) over the channels of a head (P1, Fig. 10); logits are then at most κ·√K at scale 1/√K."""
-    mean_square = jnp.square(z.astype(jnp.float32)).mean(-2, keepdims=True)
-    return (z * jnp.sqrt(kappa / (mean_square + LAYER_NORM_EPS))).astype(z.dtype)
-
-
-def attention_logits(q_BHKT: jax.Array, k_BHKS: jax.Array, scale) -> jax.Array:
-    """(B, H, S, T) in float32."""
-    return jnp.einsum("BHKS,BHKT->BHST", k_BHKS, q_BHKT, preferred_element_type=jnp.float32) * scale
-
-
-def fused(config: ModelConfig) -> bool:
-    """Whether attention is one kernel that never writes its logits: softmax in bfloat16 on a GPU, heads of at most 128."""
-    kernel = config.attention == "softmax" and config.compute_dtype == "bfloat16" and config.d_head % 8 == 0
-    return kernel and config.d_head <= 128 and jax.default_backend() == "gpu"
-
-
-def fused_attention(q_BHKT, k_BHKS, v_BHKS, scale, implementation="cudnn") -> jax.Array:
-    """Causal softmax attention (B, H, K, T) without its logits in memory. The taps, which need them, compute them from
-    the same q and k in their own branch, once per `log_every`: they stay exact."""
-    q, k, v = (z.transpose(0, 3, 1, 2) for z in ((q_BHKT * scale).astype(q_BHKT.dtype), k_BHKS, v_BHKS))
-    mixed_BTHK = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=1.0, implementation=implementation)
-    return mixed_BTHK.transpose(0, 2, 3, 1)
 
 
 class Attention(nnx.Module):
@@ -174,7 +67,7 @@ class Attention(nnx.Module):
         if fused(self.config):
             mixed_BHKT = fused_attention(q, k, v, scale)
             out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
-            return out_ND, when(probe, lambda q, k: self._observe(q, k, attention_logits(q, k, scale)), q, k)
+            return out_ND, ops.when(probe, lambda q, k: self._observe(q, k, attention_logits(q, k, scale)), q, k)
         logits_BHST = attention_logits(q, k, scale)
         if self.config.attention == "softmax":
             weights_BHST = jax.nn.softmax(jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2)
@@ -183,7 +76,7 @@ class Attention(nnx.Module):
             weights_BHST *= logits_BHST.shape[-1] ** -0.5
         mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v, weights_BHST.astype(v.dtype))
         out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
-        return out_ND, when(probe, self._observe, q, k, logits_BHST)
+        return out_ND, ops.when(probe, self._observe, q, k, logits_BHST)
 
     def _observe(self, q, k, logits_BHST):
         q_BHT, k_BHS = (jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q, k))
@@ -210,7 +103,7 @@ class Block(nnx.Module):
         mixed_ND, taps = self.attention(self.attention_norm(x_ND), batch, probe, h)
         x_ND = x_ND + mixed_ND
         x_ND = x_ND + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x_ND))))
-        return x_ND, taps | {"block_rms": when(probe, rms, x_ND)}
+        return x_ND, taps | {"block_rms": ops.when(probe, rms, x_ND)}
 
 
 class Transformer(nnx.Module):
@@ -240,7 +133,7 @@ class Transformer(nnx.Module):
                 per_block.append(taps)
             taps = jax.tree.map(lambda *each: jnp.stack(each), *per_block) if per_block else {}
         logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
-        output = when(probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV)
+        output = ops.when(probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV)
         return logits_NV, taps | output
 
 

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from proxies_lib.config import HyperParams
-from proxies_lib.model import stacked, tensor_rms, when
+from proxies_lib.model import stacked, tensor_rms
+from proxies_lib.ops import when
 
 RMS_FLOOR = 1e-3  # of RMS-scaled learning rates (P1, Fig. E.14)
+
 HISTOGRAM_RANGE = 1.5  # |r| of Adam is at most 1.2 with β (0.9, 0.95)
 
 

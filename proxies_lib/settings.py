@@ -171,12 +171,14 @@ INERT = ("*_VERSION", "*LOG*", "*VERBOSE*", "*DEBUG*", "*_PATH", "*_DIR")
 # Of a process whose JAX computes on one CPU thread: what it must find as it starts, and all that
 # `use_one_thread` sets.
 ONE_THREAD_AT_START = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+
 ONE_THREAD = ONE_THREAD_AT_START | {
     "NPROC": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
 
 _too_late: list[str] = []  # what was dropped after JAX had read it
+
 _one_thread = False
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from proxies_lib import config
+from proxies_lib.science import protocol
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,4 +17,4 @@ def own_world(tmp_path_factory):
 
 @pytest.fixture
 def smoke():
-    return config.scales()["smoke"].base
+    return protocol.scales()["smoke"].base

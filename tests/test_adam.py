@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxies_lib import adam
 from proxies_lib.config import UserError
+from proxies_lib.science import adam
 
 
 @pytest.mark.parametrize("b1", [0.0, 0.5, 0.9, 0.95])

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxies_lib import analysis
 from proxies_lib.config import UserError
+from proxies_lib.science import analysis
 
 LRS = (1e-3, 1e-2, 1e-1)
 

@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from proxies_lib import bench, checkpoint, config
-from proxies_lib.train import Layout
+from proxies_lib import config
+from proxies_lib.budget import bench
+from proxies_lib.layout import Layout
+from proxies_lib.runs import checkpoint
 
 
 def test_store_benchmark_measures_what_it_wrote():

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from test_layout import TOLERANCE, environment
 
-from proxies_lib import checkpoint, config, data, notebooks, store, sweep
+from proxies_lib import config, paths
 from proxies_lib.config import replace
-from proxies_lib.train import Layout, Trainer
+from proxies_lib.layout import Layout
+from proxies_lib.runs import checkpoint, datasets, engines, store, sweep
+from proxies_lib.science import notebooks, protocol
+from proxies_lib.train import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +42,7 @@ def same(a: dict, b: dict) -> bool:
 @pytest.mark.parametrize("lanes", (0, 4))
 def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeypatch, lanes):
     runs = [replace(smoke, seed=seed) for seed in range(3 if lanes else 1)]
-    keys, corpus = [str(run.order.seed) for run in runs], data.open_dataset(smoke.data, smoke.model.vocab_size)
+    keys, corpus = [str(run.order.seed) for run in runs], datasets.open_dataset(smoke.data, smoke.model.vocab_size)
     trainer = Trainer(*smoke.program, Layout(lanes=lanes))
     whole = trainer.train(runs, corpus)
     after, chunks = checkpoint.Group.after, len(whole[0]["curves"]["step"])
@@ -53,14 +56,14 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeyp
 
     monkeypatch.setattr(checkpoint.Group, "after", die_at_the_third)
     with pytest.raises(MemoryError):
-        list(sweep.train_all(trainer, runs, corpus, keys))
+        list(engines.train_all(trainer, runs, corpus, keys))
     (group,) = checkpoint.pending(keys)
     assert group["keys"] == keys and Layout(**group["layout"]) == trainer.layout
     steps = sorted(int(path.name) for path in folder.glob("*/steps/*"))
     assert steps == [2 * smoke.train.log_every, 3 * smoke.train.log_every], "the last two are kept"
     seen = []
     monkeypatch.setattr(checkpoint.Group, "after", lambda group, step, *rest: seen.append(step))
-    resumed = [result for _, result in sweep.train_all(trainer, runs, corpus, keys)]
+    resumed = [result for _, result in engines.train_all(trainer, runs, corpus, keys)]
     assert seen[0] == 4 * smoke.train.log_every
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
     assert not checkpoint.pending(keys) and not list(folder.iterdir()), "a finished group leaves nothing"
@@ -69,7 +72,7 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeyp
 def test_rewinding_and_skipping_is_a_run_that_never_saw_the_batches(smoke, often, monkeypatch):
     """PaLM's remedy: from a checkpoint before the spike, the batches that made it left out."""
     run = replace(smoke, rare_batch=17, rare_batches=3, histograms=8)
-    skipping, corpus = replace(run, skip_step=15, skip_batches=5), data.open_dataset(run.data, run.model.vocab_size)
+    skipping, corpus = replace(run, skip_step=15, skip_batches=5), datasets.open_dataset(run.data, run.model.vocab_size)
     trainer = Trainer(*run.program)
     group = checkpoint.Group([run], ["key"], trainer.layout)
     monkeypatch.setattr(checkpoint, "KEEP", 99)
@@ -82,13 +85,13 @@ def test_rewinding_and_skipping_is_a_run_that_never_saw_the_batches(smoke, often
 
 
 def test_runs_shorter_than_an_interval_leave_nothing(smoke, folder):
-    corpus = data.open_dataset(smoke.data, smoke.model.vocab_size)
-    list(sweep.train_all(Trainer(*smoke.program), [smoke], corpus, ["key"]))
+    corpus = datasets.open_dataset(smoke.data, smoke.model.vocab_size)
+    list(engines.train_all(Trainer(*smoke.program), [smoke], corpus, ["key"]))
     assert not folder.exists()
 
 
 def test_intervals_follow_the_flops_of_a_chunk(monkeypatch):
-    big = replace(config.scales()["paper"].base, d_model=4096, n_layers=24)
+    big = replace(protocol.scales()["paper"].base, d_model=4096, n_layers=24)
     monkeypatch.setattr("jax.default_backend", lambda: "tpu")
     one, more = (checkpoint.interval(big, Layout(data=n)) for n in (16, 64))
     assert one % big.train.log_every == 0 and more == pytest.approx(4 * one, rel=0.2)
@@ -110,10 +113,12 @@ def test_a_layout_moves_to_other_devices(smoke):
 
 SHARDED = """
 import json, sys, jax
-from proxies_lib import checkpoint, config, data, sweep
-from proxies_lib.train import Layout, Trainer
+from proxies_lib import config
+from proxies_lib.layout import Layout
+from proxies_lib.runs import checkpoint, datasets, engines
+from proxies_lib.train import Trainer
 run = config.from_flat(json.loads(sys.argv[1]))
-corpus = data.open_dataset("synthetic", run.model.vocab_size)
+corpus = datasets.open_dataset("synthetic", run.model.vocab_size)
 trainers, stop, kept = {}, 2 * run.train.log_every, checkpoint.Group.after
 
 def train(devices, after=kept):
@@ -123,7 +128,7 @@ def train(devices, after=kept):
         layout = Layout(**group["layout"]).on(devices, run.train)
     if layout not in trainers:
         trainers[layout] = Trainer(*run.program, layout, jax.devices())
-    ((_, result),) = sweep.train_all(trainers[layout], [run], corpus, ["key"])
+    ((_, result),) = engines.train_all(trainers[layout], [run], corpus, ["key"])
     return {"data": layout.data, "loss": result["final_loss"], "curve": result["curves"]["loss"].tolist()}
 
 def die(group, step, *rest):
@@ -156,7 +161,8 @@ def test_a_sharded_run_is_restored_on_other_devices(smoke, folder):
 
 STOPPED = """
 import sys
-from proxies_lib import checkpoint, cli
+from proxies_lib import cli
+from proxies_lib.runs import checkpoint
 checkpoint.FLOPS_BETWEEN = {"cpu": 1.0}
 sys.exit(cli.main("run 00 --scale smoke --engine lanes --seeds 5 --set steps=300".split()))
 """
@@ -166,7 +172,7 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
     """The command stops with a checkpoint and status 143; whoever trains these runs next goes on from there."""
     for name in ("store", "figures", "papermill_runs"):
         monkeypatch.setenv(f"PROXIES_{name.upper()}", str(tmp_path / name))
-    stopped = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True, cwd=config.root())
+    stopped = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True, cwd=paths.root())
     while not list(folder.glob("*/steps/[0-9]*")) and stopped.poll() is None:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGTERM)
@@ -190,7 +196,7 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
         sweep.run(sweep.plan(runs, tmp_path / place), engine="lanes")
         done = sweep.plan(runs, tmp_path / place)
         assert not done.missing
-        table, curves = store.table(list(done.found), tmp_path / place)
+        table, curves = tables.table(list(done.found), tmp_path / place)
         tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
     assert set(group["keys"]) == {f.key for f in done.found} and not list(folder.iterdir())
     assert begun == [step // runs[0].train.log_every, None]
@@ -264,8 +270,8 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def trained():
     """A trainer of lanes, runs, corpus, and the results of an undisturbed training."""
-    runs = [replace(config.scales()["smoke"].base, seed=seed) for seed in range(2)]
-    corpus = data.open_dataset(runs[0].data, runs[0].model.vocab_size)
+    runs = [replace(protocol.scales()["smoke"].base, seed=seed) for seed in range(2)]
+    corpus = datasets.open_dataset(runs[0].data, runs[0].model.vocab_size)
     trainer = Trainer(*runs[0].program, Layout(lanes=2))
     return trainer, runs, corpus, trainer.train(runs, corpus)
 
@@ -283,7 +289,7 @@ def killed_after_three(trained, monkeypatch):
 
     with monkeypatch.context() as dying, pytest.raises(Killed):
         dying.setattr(checkpoint.Group, "after", die)
-        list(sweep.train_all(trainer, runs, corpus, ["a", "b"]))
+        list(engines.train_all(trainer, runs, corpus, ["a", "b"]))
     steps = pathlib.Path(checkpoint.root()).glob("*/steps/*")
     return sorted(steps, key=lambda path: int(path.name))
 
@@ -300,7 +306,7 @@ def goes_on(trained, monkeypatch) -> int:
 
     with monkeypatch.context() as spying:
         spying.setattr(checkpoint.Group, "restore", spy)
-        results = [result for _, result in sweep.train_all(trainer, runs, corpus, ["a", "b"])]
+        results = [result for _, result in engines.train_all(trainer, runs, corpus, ["a", "b"])]
     assert all(same(a, b) for a, b in zip(whole, results, strict=True))
     assert not list(checkpoint.root().iterdir())
     return begun[0]

@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxies_lib import checks, claims, config
+from proxies_lib import config
+from proxies_lib.science import checks, claims, protocol
 
-STUDY = config.study("laptop")
+STUDY = protocol.study("laptop")
 
 
 def table(losses: dict, sizes=((16, 2), (32, 2), (64, 2)), lrs=STUDY.window) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def test_more_sensitive_methods_are_told_from_less_sensitive_ones():
     rows = checks.weight_decay(runs, None, STUDY)
     assert verdicts(rows) == {"6-independent": claims.UNTESTABLE, "E10-shift": claims.HOLDS}
     assert rows[0]["effect"] > 0 and "λ · steps is 0.038" in rows[0]["note"]
-    longer = config.study("laptop", {"steps": 40_000})
+    longer = protocol.study("laptop", {"steps": 40_000})
     assert verdicts(checks.weight_decay(runs, None, longer))["6-independent"] == claims.HOLDS
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxies_lib import claims, config
+from proxies_lib import config
+from proxies_lib.science import claims, protocol, report
 
 
 def verdict(values, side="above", threshold=1.0):
@@ -32,35 +33,35 @@ def test_a_reason_against_testing_wins_over_the_numbers():
 
 
 def test_smoke_judges_nothing():
-    study = config.study("smoke", train=True)
-    shown = claims.publish([verdict([2.9, 3.0])], "01", study)
+    study = protocol.study("smoke", train=True)
+    shown = report.publish([verdict([2.9, 3.0])], "01", study)
     assert shown["verdict"].tolist() == [claims.UNTESTABLE]
 
 
 def test_a_prediction_is_written_once_per_set_of_fitted_runs():
-    study = config.study("smoke", train=True)
+    study = protocol.study("smoke", train=True)
     first, second = (pd.DataFrame({"lr": [0.1], "predicted": [x]}) for x in (1.0, 2.0))
     fitted = pd.DataFrame({"key": ["a", "b", "b"]})
-    assert claims.predict(first, fitted, 0, study)["held_out_stored"].tolist() == [0]
-    again = claims.predict(second, fitted.iloc[::-1], 3, study)
+    assert report.predict(first, fitted, 0, study)["held_out_stored"].tolist() == [0]
+    again = report.predict(second, fitted.iloc[::-1], 3, study)
     assert again["predicted"].tolist() == [1.0] and again["held_out_stored"].tolist() == [0]
-    other = claims.predict(second, pd.DataFrame({"key": ["c"]}), 3, study)
+    other = report.predict(second, pd.DataFrame({"key": ["c"]}), 3, study)
     assert other["predicted"].tolist() == [2.0] and other["held_out_stored"].tolist() == [3]
 
 
 def test_publishing_replaces_one_section_and_keeps_the_others():
-    study = config.study("laptop", train=True)
-    claims.publish([verdict([2.9, 3.0])], "01", study)
-    claims.publish([verdict([2.9, 3.0]), verdict([0.0, 0.1])], "02", study)
-    claims.publish([verdict([0.0, 0.1])], "01", study)
-    board = claims.scoreboard("laptop")
+    study = protocol.study("laptop", train=True)
+    report.publish([verdict([2.9, 3.0])], "01", study)
+    report.publish([verdict([2.9, 3.0]), verdict([0.0, 0.1])], "02", study)
+    report.publish([verdict([0.0, 0.1])], "01", study)
+    board = report.scoreboard("laptop")
     assert board["section"].tolist() == ["01", "02", "02"]
     assert board["verdict"].tolist() == [claims.FAILS, claims.HOLDS, claims.FAILS]
-    assert board["figure"].tolist() == ["1"] * 3 and claims.verdict_table(board).count("\n") == 4
+    assert board["figure"].tolist() == ["1"] * 3 and report.verdict_table(board).count("\n") == 4
 
 
 def test_reading_publishes_nothing():
-    study = config.study("paper")
-    claims.publish([verdict([2.0, 3.0])], "01", study)
+    study = protocol.study("paper")
+    report.publish([verdict([2.0, 3.0])], "01", study)
     with pytest.raises(config.UserError, match="run its sections first"):
-        claims.scoreboard("paper")
+        report.scoreboard("paper")

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from proxies_lib import claims, cli, config
+from proxies_lib import cli, paths
+from proxies_lib.science import claims
 
 BAD = {
     "run 01 --scale smoke --set lr=abc": "lr='abc': must be of type float",
@@ -56,7 +57,7 @@ BAD = {
 
 def call(arguments: str, **options):
     command = [sys.executable, "-m", "proxies_lib.cli", *arguments.split()]
-    return subprocess.run(command, capture_output=True, text=True, cwd=config.root(), **options)
+    return subprocess.run(command, capture_output=True, text=True, cwd=paths.root(), **options)
 
 
 @pytest.mark.parametrize("arguments", BAD)
@@ -89,12 +90,12 @@ def test_corrupt_and_empty_corpora_are_one_clear_line(tmp_path, own_world):
 def test_plan_trains_and_writes_nothing(capsys):
     assert cli.main(["plan", "01", "--scale", "smoke"]) == 0
     assert "24 to train" in capsys.readouterr().out
-    assert not config.folder("store").exists() or not list(config.folder("store").rglob("*.npz"))
+    assert not paths.folder("store").exists() or not list(paths.folder("store").rglob("*.npz"))
 
 
 def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scales_own(tmp_path):
     """Two shards, then the whole: trained once, figures, table and claims under a label of their own."""
-    figures, runs = config.folder("figures"), config.folder("papermill_runs")
+    figures, runs = paths.folder("figures"), paths.folder("papermill_runs")
     before = [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)]
     common = f"run 01 --scale smoke --seeds 5-6 --set steps=20 --label short --store {tmp_path}/store"
     for shard in ("1/2", "2/2"):
@@ -107,7 +108,7 @@ def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scal
             assert (figures / "smoke-short" / f"{name}.{kind}").stat().st_size > 1000
     assert [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)] == before
     text = (runs / "smoke-short" / "01_attention_logit_growth.ipynb").read_text()
-    assert str(pathlib.Path.home()) not in text and str(tmp_path) not in text and str(config.root()) not in text
+    assert str(pathlib.Path.home()) not in text and str(tmp_path) not in text and str(paths.root()) not in text
     listed = call("claims --scale smoke-short --json")
     rows = json.loads(listed.stdout)
     assert len(rows) >= 10 and {"figure", "effect", "lo", "hi", "n", "verdict"} <= rows[0].keys()
@@ -141,7 +142,7 @@ def test_a_readme_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, 20 * 1024))\n"
         f"cli._write_between_markers(pathlib.Path({str(readme)!r}), '| new |')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=config.root())
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=paths.root())
     assert b"File too large" in done.stderr
     assert readme.read_bytes() == before and list(tmp_path.iterdir()) == [readme]
 

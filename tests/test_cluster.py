@@ -14,8 +14,9 @@ import psutil
 import pytest
 import yaml
 
-from proxies_lib import cli, cluster, data, settings, store, sweep
+from proxies_lib import cli, settings
 from proxies_lib.config import UserError, grid, replace
+from proxies_lib.runs import cluster, datasets, engines, sweep
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1] / "deploy"
 
@@ -35,7 +36,7 @@ def runs(smoke):
 
 def test_jobs_share_programs_and_nothing_is_handed_out_twice(tmp_path, runs):
     plan = sweep.plan(runs, tmp_path)
-    jobs = sweep.Jobs(plan, 4)
+    jobs = engines.Jobs(plan, 4)
     small, large = runs[0].program, runs[-1].program
     first = jobs.take()
     assert [f.run.program for f in first] == [large] * 4, "the costliest program first"
@@ -55,7 +56,7 @@ def test_a_worker_of_an_accelerator_trains_lanes(tmp_path, runs):
 
 def test_a_node_must_have_the_drivers_corpus_and_code(own_world, smoke):
     worker = cluster.Worker(0)
-    assert worker.check({("synthetic", 64): data.open_dataset("synthetic", 64).fingerprint}) == ""
+    assert worker.check({("synthetic", 64): datasets.open_dataset("synthetic", 64).fingerprint}) == ""
     assert "data='nowhere': is not prepared here" in worker.check({("nowhere", 64): "f"})
     assert "data='synthetic': fingerprint" in worker.check({("synthetic", 64): "another"})
     with pytest.raises(UserError, match="another version of proxies_lib"):
@@ -169,14 +170,14 @@ def test_a_node_dies_and_nothing_is_lost_or_trained_twice(tmp_path, nodes, runs,
     sweep.run(sweep.plan(runs, tmp_path / "here"), engine="processes")
     tables = []
     for folder in (tmp_path / "ray", tmp_path / "here"):
-        table, curves = store.table(list(sweep.plan(runs, folder).found), folder)
+        table, curves = tables.table(list(sweep.plan(runs, folder).found), folder)
         tables.append((table.drop(columns=["train_seconds", "commit"]).to_csv(), curves.to_csv()))
     assert tables[0] == tables[1], "bit for bit that of the processes engine"
 
 
 def test_a_node_without_the_corpus_is_named(tmp_path, nodes, smoke, monkeypatch):
     (tmp_path / "text").write_text("\f".join(f"document {i} of a few words\n" * 50 for i in range(40)))
-    data.prepare("text", "elsewhere", [str(tmp_path / "text")], vocab_size=32, say=lambda line: None)
+    datasets.prepare("text", "elsewhere", [str(tmp_path / "text")], vocab_size=32, say=lambda line: None)
     run = replace(smoke, data="elsewhere", vocab_size=32)
     monkeypatch.setitem(cluster.SLOTS, "CPU", {"num_cpus": 1, "resources": {"bare": 1}})
     add_node(nodes, num_cpus=1, resources={"bare": 1}, env_vars={"PROXIES_CACHE": str(tmp_path / "other")})

@@ -3,8 +3,9 @@ import pathlib
 
 import pytest
 
-from proxies_lib import config
+from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError, grid, replace
+from proxies_lib.science import protocol
 
 
 def test_golden_key_guards_every_stored_run():
@@ -53,7 +54,7 @@ def test_defaults_are_the_papers():
 
 def test_paper_sizes_have_the_papers_n():
     named = [2.4e6, 9.4e6, 19e6, 42e6, 85e6, 151e6, 302e6, 1.2e9, 4.8e9]
-    for (d, layers), n in zip(config.scales()["paper"].sizes, named, strict=True):
+    for (d, layers), n in zip(protocol.scales()["paper"].sizes, named, strict=True):
         assert replace(Run(), d_model=d, n_layers=layers).model.n_params == pytest.approx(n, rel=0.02)
 
 
@@ -82,27 +83,27 @@ def test_grid_is_the_product_and_tuples_vary_together(smoke):
 
 
 def test_overrides_change_the_label_and_nothing_else_does():
-    assert config.study("smoke").label == "smoke"
-    changed = config.study("smoke", {"steps": 80, "seeds": [7]})
+    assert protocol.study("smoke").label == "smoke"
+    changed = protocol.study("smoke", {"steps": 80, "seeds": [7]})
     assert changed.label.startswith("smoke-") and changed.seeds == (7,) and changed.base.hparams.steps == 80
-    again = config.study("smoke", {"seeds": (7,), "steps": 80.0})
+    again = protocol.study("smoke", {"seeds": (7,), "steps": 80.0})
     assert again.base == changed.base
-    named = config.study("smoke", {"steps": 80, "seeds": [7], "label": "long"})
+    named = protocol.study("smoke", {"steps": 80, "seeds": [7], "label": "long"})
     assert named.label == "smoke-long" and named.overrides == changed.overrides and named.base == changed.base
     with pytest.raises(UserError, match="set lrs instead"):
-        config.study("smoke", {"lr": 0.1})
+        protocol.study("smoke", {"lr": 0.1})
 
 
 def test_different_protocols_have_different_labels_and_equal_ones_the_same():
-    labels = {config.study("smoke", {"z_loss": value}).label for value in (0.0, 0.1, 0.2)}
+    labels = {protocol.study("smoke", {"z_loss": value}).label for value in (0.0, 0.1, 0.2)}
     assert len(labels) == 3
-    assert config.study("smoke", {"z_loss": 0.1, "steps": 80}).label == config.study("smoke", {"steps": 80, "z_loss": 0.1}).label
+    assert protocol.study("smoke", {"z_loss": 0.1, "steps": 80}).label == protocol.study("smoke", {"steps": 80, "z_loss": 0.1}).label
 
 
 @pytest.mark.parametrize("label", ["", ".", "..", "a/b", "/a", "a\n", "-a", "ä", "x" * 101, 3, None])
 def test_a_label_is_one_plain_component(label):
     with pytest.raises(UserError, match="^label="):
-        config.study("smoke", {"label": label})
+        protocol.study("smoke", {"label": label})
 
 
 @pytest.mark.parametrize("seed", [2**31, 2**32, 10**30])
@@ -111,7 +112,7 @@ def test_seeds_that_would_wrap_around_are_refused(smoke, seed):
     with pytest.raises(UserError, match=f"seed={seed}: must be at most 2147483647"):
         replace(smoke, seed=seed)
     with pytest.raises(UserError, match="seed"):
-        config.study("smoke", {"seeds": [0, seed]})
+        protocol.study("smoke", {"seeds": [0, seed]})
     assert replace(smoke, seed=2**31 - 1).order.seed == 2**31 - 1
 
 
@@ -129,8 +130,8 @@ def test_the_installed_checkout_goes_before_the_folder_one_stands_in(tmp_path, m
     for name in ("notebooks", "proxies_lib"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    assert config.root() == pathlib.Path(config.__file__).resolve().parents[1]
-    assert config.project_here() == tmp_path
+    assert paths.root() == pathlib.Path(config.__file__).resolve().parents[1]
+    assert paths.project_here() == tmp_path
 
 
 def test_runs_are_immutable(smoke):

@@ -16,8 +16,10 @@ import time
 import numpy as np
 import pytest
 
-from proxies_lib import cli, config, data, sweep
+from proxies_lib import cli, config, data, prepared
 from proxies_lib.config import UserError
+from proxies_lib.runs import datasets, sweep
+from proxies_lib.science import protocol
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 quiet = {"say": lambda *_: None}
@@ -32,7 +34,7 @@ def stories(n, first=0):
 @pytest.fixture
 def text_set(tmp_path):
     (tmp_path / "a.txt").write_text("\f\n".join(stories(40)))
-    return data.prepare("text", name="stories", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet)
+    return datasets.prepare("text", name="stories", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet)
 
 
 @pytest.fixture
@@ -52,13 +54,13 @@ def text_file(tmp_path, home):
 
 @pytest.fixture
 def model(tmp_path, home):
-    (tmp_path / "some.model").write_bytes(data.train_tokenizer(stories(40), 200))
+    (tmp_path / "some.model").write_bytes(datasets.train_tokenizer(stories(40), 200))
     return str(tmp_path / "some.model")
 
 
 def prepare_text(file, name=None, **options):
     given = {"path": [str(file)], "vocab_size": 200}
-    return data.prepare("text", name, **quiet | given | options)
+    return datasets.prepare("text", name, **quiet | given | options)
 
 
 def snapshot(folder):
@@ -73,7 +75,7 @@ def snapshot(folder):
 
 
 def test_synthetic_is_the_same_on_every_machine():
-    first = data.open_dataset("synthetic", 64).batch("train", 3, 7, 4, 32)
+    first = datasets.open_dataset("synthetic", 64).batch("train", 3, 7, 4, 32)
     assert first.shape == (4, 33) and first.dtype == np.int32
     assert first[0, :12].tolist() == [33, 14, 1, 56, 0, 1, 14, 1, 1, 0, 16, 33]
 
@@ -81,7 +83,7 @@ def test_synthetic_is_the_same_on_every_machine():
 def test_synthetic_entropy_floor_is_the_samples_own():
     """The mean surprise of samples under the true conditional distribution is the closed form."""
     V, T = 32, 64
-    tokens = data.open_dataset("synthetic", V).batch("train", 0, 0, 2000, T)
+    tokens = datasets.open_dataset("synthetic", V).batch("train", 0, 0, 2000, T)
     p = data.zipf(V)
     surprise = []
     for t in range(1, T + 1):
@@ -95,7 +97,7 @@ def test_synthetic_entropy_floor_is_the_samples_own():
 
 
 def test_batches_are_stateless_and_differ_by_seed_step_and_split():
-    d = data.open_dataset("synthetic", 64)
+    d = datasets.open_dataset("synthetic", 64)
     a = d.batch("train", 0, 5, 8, 16)
     np.testing.assert_array_equal(a, d.batch("train", 0, 5, 8, 16))
     for other in (d.batch("train", 1, 5, 8, 16), d.batch("train", 0, 6, 8, 16), d.batch("validation", 0, 5, 8, 16)):
@@ -104,7 +106,7 @@ def test_batches_are_stateless_and_differ_by_seed_step_and_split():
 
 
 def test_shards_of_a_batch_are_its_rows(text_set):
-    for d in (text_set, data.open_dataset("synthetic", 64)):
+    for d in (text_set, datasets.open_dataset("synthetic", 64)):
         parts = [d.batch("train", 2, 3, 8, 16, shard=i, n_shards=4) for i in range(4)]
         np.testing.assert_array_equal(np.concatenate(parts), d.batch("train", 2, 3, 8, 16))
 
@@ -127,7 +129,7 @@ def test_documents_are_packed_with_eos_and_held_out_ones_never_trained_on(text_s
     spm = sentencepiece.SentencePieceProcessor(model_file=f"{text_set.path}/tokenizer.model")
     assert (spm.pad_id(), spm.eos_id(), spm.bos_id(), spm.unk_id()) == (0, 1, 2, 3)
     texts = {}
-    for split in data.SPLITS:
+    for split in prepared.SPLITS:
         ids = np.fromfile(pathlib.Path(text_set.path) / f"{split}.bin", np.uint16)
         assert ids[-1] == 1 and 0 not in ids
         texts[split] = [spm.decode(part.tolist()) for part in np.split(ids, np.flatnonzero(ids == 1) + 1)[:-1]]
@@ -146,22 +148,22 @@ def test_plain_gz_and_xz_files_give_the_same_dataset(tmp_path):
 
 def test_fingerprint_follows_text_and_tokenizer(tmp_path, text_set):
     (tmp_path / "b.txt").write_text("\f\n".join(stories(41)))
-    other = data.prepare("text", name="b", path=[str(tmp_path / "b.txt")], vocab_size=200, **quiet)
+    other = datasets.prepare("text", name="b", path=[str(tmp_path / "b.txt")], vocab_size=200, **quiet)
     (tmp_path / "a.txt").write_text("\f\n".join(stories(40)))
-    again = data.prepare("text", name="c", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet)
+    again = datasets.prepare("text", name="c", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet)
     assert other.fingerprint != text_set.fingerprint == again.fingerprint
 
 
 def test_stdlib_is_real_text_with_line_breaks_and_indentation():
     import sentencepiece
 
-    d = data.open_dataset("stdlib", 1024, **quiet)
+    d = datasets.open_dataset("stdlib", 1024, **quiet)
     spm = sentencepiece.SentencePieceProcessor(model_file=f"{d.path}/tokenizer.model")
     code = "def f(x):\n    return x + 1\n"
     assert spm.decode(spm.encode(code)) == code and len(spm) == 1024
     manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
     assert manifest["train"]["tokens"] > 1_000_000 and manifest["validation"]["tokens"] > 50_000
-    assert data.open_dataset("stdlib", 1024, **quiet) == d
+    assert datasets.open_dataset("stdlib", 1024, **quiet) == d
 
 
 def write_shards(folder, train=("one two three " * 30,) * 6, validation=("four five six " * 30,) * 3):
@@ -176,17 +178,17 @@ def write_shards(folder, train=("one two three " * 30,) * 6, validation=("four f
 def test_c4_reads_its_own_shards_with_a_given_tokenizer(tmp_path, text_set):
     where = write_shards(tmp_path / "en")
     spm = f"{text_set.path}/tokenizer.model"
-    d = data.prepare("c4", name="mini-c4", path=[str(where)], tokenizer=spm, **quiet)
+    d = datasets.prepare("c4", name="mini-c4", path=[str(where)], tokenizer=spm, **quiet)
     manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
     assert (manifest["train"]["documents"], manifest["validation"]["documents"]) == (6, 3)
-    by_url = data.prepare("c4", name="mini-url", path=[where.as_uri()], tokenizer=spm, **quiet)
+    by_url = datasets.prepare("c4", name="mini-url", path=[where.as_uri()], tokenizer=spm, **quiet)
     assert by_url.fingerprint == d.fingerprint
 
 
 def test_real_c4_with_the_t5_vocabulary():
     if not SHARED.exists():
         pytest.skip("the shared cut of C4 is not beside this checkout")
-    d = data.prepare("c4", name="c4-cut", path=[str(SHARED / "c4/en")], tokenizer=str(SHARED / "t5.model"), **quiet)
+    d = datasets.prepare("c4", name="c4-cut", path=[str(SHARED / "c4/en")], tokenizer=str(SHARED / "t5.model"), **quiet)
     manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
     assert d.vocab_size == 32101
     # 470,901 + 85,866 T5 tokens without EOS, one EOS a document
@@ -221,7 +223,7 @@ def test_bad_corpora_are_refused_in_one_line_and_leave_nothing(tmp_path, text_se
     before = sorted(p.name for p in home.iterdir())
     for words, (source, options) in bad_inputs(tmp_path, f"{text_set.path}/tokenizer.model").items():
         with pytest.raises(UserError) as error:
-            data.prepare(source, **options, **quiet)
+            datasets.prepare(source, **options, **quiet)
         expected = "has no train documents" if "no validation" in words else words
         assert expected in str(error.value) and "\n" not in str(error.value), words
     assert sorted(p.name for p in home.iterdir()) == before
@@ -229,16 +231,16 @@ def test_bad_corpora_are_refused_in_one_line_and_leave_nothing(tmp_path, text_se
 
 def test_a_dataset_that_is_not_prepared_or_of_another_vocabulary_is_refused(text_set):
     with pytest.raises(UserError, match="data='nothing'.*prepare"):
-        data.open_dataset("nothing", 64)
+        datasets.open_dataset("nothing", 64)
     with pytest.raises(UserError, match="vocab_size=64.*200 pieces"):
-        data.open_dataset("stories", 64)
+        datasets.open_dataset("stories", 64)
     with pytest.raises(UserError, match="batch_size"):
         text_set.batch("validation", 0, 0, 10_000, 64)
 
 
 def test_the_order_of_batches_can_be_changed():
     """Batches are skipped, repeated or replaced by their number alone; all else stays bit for bit."""
-    corpus, run = data.open_dataset("synthetic", 64), config.scales()["smoke"].base
+    corpus, run = datasets.open_dataset("synthetic", 64), protocol.scales()["smoke"].base
     T = run.model.seq_len
 
     def batches(**changes):
@@ -300,7 +302,7 @@ def test_a_damaged_dataset_can_be_prepared_again(text_file, home):
     for content in (b"[]", b"{", b"\xff", b"null"):
         first = prepare_text(text_file, name="again")
         (home / "again" / "manifest.json").write_bytes(content)
-        assert prepare_text(text_file, name="again") == first == data.open_dataset("again", 200)
+        assert prepare_text(text_file, name="again") == first == datasets.open_dataset("again", 200)
     for file in ("train.bin", "validation.bin", "tokenizer.model"):
         (home / "again" / file).unlink()
     assert prepare_text(text_file, name="again") == first
@@ -320,7 +322,7 @@ def test_the_old_dataset_comes_back_when_the_new_one_cannot_take_its_place(
     text_file.write_text("\f".join(stories(40, first=7)))
     with pytest.raises(UserError, match=r"^data='kept': cannot be written.*Input/output error"):
         prepare_text(text_file, name="kept")
-    assert data.open_dataset("kept", 200) == first
+    assert datasets.open_dataset("kept", 200) == first
     assert [p.name for p in home.iterdir()] == ["kept"]
 
 
@@ -333,7 +335,7 @@ def test_what_killed_preparations_left_is_removed_but_not_what_a_live_one_writes
     (home / ".books-more-0123abcd" / "new").mkdir(parents=True)
     (home / ".books-11111111").symlink_to(home / ".books-more-0123abcd")
     kept = {".books-00000000", ".books-more-0123abcd", ".books-11111111", "books"}
-    with data._scratch(target) as alive:
+    with datasets._scratch(target) as alive:
         prepare_text(text_file, name="books")
         assert (alive / "new").is_dir()
         assert {p.name for p in home.iterdir()} == kept | {alive.name}
@@ -347,7 +349,7 @@ def test_a_dataset_taken_aside_by_a_killed_preparation_comes_back(text_file, hom
     (home / "books").rename(home / ".books-0123abcd" / "old")
     with pytest.raises(UserError, match="cannot train"):
         prepare_text(text_file, name="books", vocab_size=60000)
-    assert data.open_dataset("books", 200) == first
+    assert datasets.open_dataset("books", 200) == first
 
 
 @pytest.mark.parametrize("how, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -448,14 +450,14 @@ def test_damaged_tokens_are_one_line_that_says_what_to_do(damage, file, text_fil
     prepared.batch("train", 0, 0, 2, 16)  # found right, and mapped, before the damage
     damage(home / "frail" / file)
     with pytest.raises(UserError) as error:
-        data.open_dataset("frail", 200)
+        datasets.open_dataset("frail", 200)
     advice = "prepare it again with `proxies data prepare`"
     line = rf"data='frail': frail/{re.escape(file)} .*; {advice}"
     assert re.fullmatch(line, str(error.value))
     if damage is directory:
         (home / "frail" / file).rmdir()
     again = prepare_text(text_file, name="frail")
-    assert data.open_dataset("frail", 200) == again
+    assert datasets.open_dataset("frail", 200) == again
     assert 0 not in again.batch("train", 0, 0, 8, 16), "the map of the damaged file is not used"
 
 
@@ -474,7 +476,7 @@ def test_token_ids_above_the_vocabulary_are_refused(text_file, home):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"vocab_size": 100}))
     with pytest.raises(UserError, match=r"above/.*\.bin has token \d+, above the vocabulary"):
-        data.open_dataset("above", 100)
+        datasets.open_dataset("above", 100)
 
 
 def test_checksums_are_compared_once_per_process(text_file, home, monkeypatch):
@@ -484,33 +486,33 @@ def test_checksums_are_compared_once_per_process(text_file, home, monkeypatch):
         hashlib, "file_digest", lambda *a: counted.append(a) or digest(*a)
     )
     for _ in range(3):
-        data.open_dataset("once", 200).batch("train", 0, 0, 2, 16)
+        datasets.open_dataset("once", 200).batch("train", 0, 0, 2, 16)
     assert len(counted) == 3
-    data.open_dataset("once", 200, prepare_missing=False)
+    datasets.open_dataset("once", 200, prepare_missing=False)
     assert len(counted) == 3
 
 
 def test_the_damaged_standard_library_is_prepared_again_with_a_line(home, monkeypatch):
     few = [(f"{i}.py", text) for i, text in enumerate(stories(60))]
-    monkeypatch.setattr(data, "stdlib_documents", lambda: few)
-    monkeypatch.setattr(data, "_stdlib_digest", lambda: "0" * 24)
-    first = data.open_dataset("stdlib", 200, **quiet)
+    monkeypatch.setattr(datasets, "stdlib_documents", lambda: few)
+    monkeypatch.setattr(datasets, "_stdlib_digest", lambda: "0" * 24)
+    first = datasets.open_dataset("stdlib", 200, **quiet)
     folder = pathlib.Path(first.path)
     for damage, file in ((zero, "train.bin"), (half, "train.bin"), (half, "manifest.json")):
         damage(folder / file)
         said = []
-        assert data.open_dataset("stdlib", 200, say=said.append) == first
+        assert datasets.open_dataset("stdlib", 200, say=said.append) == first
         assert said[0].startswith(f"data='stdlib': {folder.name}/{file} ")
         assert said[0].endswith("; training prepares it again")
     (folder / "manifest.json").unlink()
-    assert data.open_dataset("stdlib", 200, prepare_missing=False, **quiet) is None
-    assert data.open_dataset("stdlib", 200, **quiet) == first
+    assert datasets.open_dataset("stdlib", 200, prepare_missing=False, **quiet) is None
+    assert datasets.open_dataset("stdlib", 200, **quiet) == first
     assert [path.name for path in home.iterdir()] == [folder.name]
 
 
 def test_the_standard_library_is_split_as_ever():
     """Its fingerprint is in the keys of stored runs: held out by path, all else as before."""
-    kept = data._texts("stdlib", None, None, None, print)
+    kept = datasets._texts("stdlib", None, None, None, print)
     documents = data.stdlib_documents()
     share = 0.05 * 2**32
     held = [
@@ -521,7 +523,7 @@ def test_the_standard_library_is_split_as_ever():
     assert kept["validation"] == held
     assert len(kept["train"]) == len(documents) - len(held)
     longest = max(len(line) for _, text in documents for line in text.splitlines())
-    assert longest <= data.LONGEST, "a longer line is cut in training the vocabulary"
+    assert longest <= datasets.LONGEST, "a longer line is cut in training the vocabulary"
 
 
 BAD_MANIFESTS = {
@@ -542,7 +544,7 @@ def test_a_manifest_that_is_none_is_one_line(content, text_file, home, capsys):
     path = home / "torn" / "manifest.json"
     path.write_text(content, "utf-8", errors="surrogateescape")
     with pytest.raises(UserError, match=r"^data='torn': torn/manifest.json is damaged; .*again"):
-        data.open_dataset("torn", 200)
+        datasets.open_dataset("torn", 200)
     prepare_text(text_file, name="whole")
     assert cli.main(["data", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -572,7 +574,7 @@ def test_a_manifest_of_a_wrong_shape_or_fingerprint_is_damaged(changes, text_fil
     path = home / "torn" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match="torn/manifest.json is damaged"):
-        data.open_dataset("torn", 200)
+        datasets.open_dataset("torn", 200)
 
 
 def test_a_dataset_prepared_again_is_never_read_under_the_old_fingerprint(text_file, tmp_path):
@@ -583,7 +585,7 @@ def test_a_dataset_prepared_again_is_never_read_under_the_old_fingerprint(text_f
     new, other = (prepare_text(text_file, name=d.name) for d in (old, unread))
     assert new.fingerprint != old.fingerprint
     np.testing.assert_array_equal(old.batch("train", 0, 0, 4, 16), before)
-    opened = data.open_dataset("moving", 200)
+    opened = datasets.open_dataset("moving", 200)
     assert opened == new
     fresh = np.fromfile(pathlib.Path(new.path) / "train.bin", np.uint16)
     batch = opened.batch("train", 0, 0, 4, 16)
@@ -618,7 +620,7 @@ def texts_of(dataset):
 
     spm = sentencepiece.SentencePieceProcessor(model_file=f"{dataset.path}/tokenizer.model")
     texts = {}
-    for split in data.SPLITS:
+    for split in prepared.SPLITS:
         ids = np.fromfile(pathlib.Path(dataset.path) / f"{split}.bin", np.uint16)
         ends = np.flatnonzero(ids == spm.eos_id()) + 1
         texts[split] = [spm.decode(part.tolist()) for part in np.split(ids, ends)[:-1]]
@@ -632,12 +634,12 @@ def test_what_is_given_as_validation_is_not_trained_on(tmp_path, home):
         (books / f"{name}.txt").write_text("\f".join(stories(10, first=10 * i)))
     said, held = [], [str(books / "z.txt")]
     every = [f"{books}/*.txt"]
-    prepared = data.prepare("text", "apart", every, held, vocab_size=200, say=said.append)
+    prepared = datasets.prepare("text", "apart", every, held, vocab_size=200, say=said.append)
     texts = texts_of(prepared)
     assert texts["train"] == stories(20) and texts["validation"] == stories(10, first=20)
     assert "text: 10 documents of --path are held out by --validation, not trained on" in said
     with pytest.raises(UserError, match="path=.*has no document that --validation does not hold"):
-        data.prepare("text", "nothing", held, held, vocab_size=200, **quiet)
+        datasets.prepare("text", "nothing", held, held, vocab_size=200, **quiet)
 
 
 def test_documents_are_told_apart_by_content_and_count_once(tmp_path, home):
@@ -647,13 +649,13 @@ def test_documents_are_told_apart_by_content_and_count_once(tmp_path, home):
         (tmp_path / name / "same.txt").write_text("\f".join(stories(40, first)))
     paths = [str(tmp_path / name / "same.txt") for name in ("a", "b")]
     said = []
-    once = data.prepare("text", "once", paths, vocab_size=200, say=said.append)
-    held = [text for text in stories(80) if data.held_out(text)]
+    once = datasets.prepare("text", "once", paths, vocab_size=200, say=said.append)
+    held = [text for text in stories(80) if datasets.held_out(text)]
     assert texts_of(once)["validation"] == held
     places = [{i for i in range(40) if text[i] in held} for text in (stories(40), stories(40, 40))]
     assert places[0] != places[1], "a file's name and a document's number decide nothing"
     assert not any("repeated" in line for line in said)
-    twice = data.prepare("text", "twice", paths * 2, vocab_size=200, say=said.append)
+    twice = datasets.prepare("text", "twice", paths * 2, vocab_size=200, say=said.append)
     assert twice.fingerprint == once.fingerprint
     assert "text: 80 repeated documents are left out" in said
 
@@ -667,7 +669,7 @@ def test_an_empty_validation_file_is_refused(tmp_path, text_file):
 def test_a_c4_document_of_validation_is_not_trained_on(tmp_path, model):
     texts = [f"text {i} of several words" * 20 for i in range(8)]
     shards, said = write_shards(tmp_path / "en", train=texts, validation=texts[5:]), []
-    d = data.prepare("c4", "apart-c4", [str(shards)], tokenizer=model, say=said.append)
+    d = datasets.prepare("c4", "apart-c4", [str(shards)], tokenizer=model, say=said.append)
     manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
     assert (manifest["train"]["documents"], manifest["validation"]["documents"]) == (5, 3)
     assert "c4: 3 train documents are held out by validation, not trained on" in said
@@ -679,13 +681,13 @@ def test_only_exact_names_are_c4_shards(tmp_path, model):
     for stray in ("c4-train.00000-of-00001.json(1).json.gz", "c4-train.00000-of-00001.part.json.gz",
                   "c4-train.00000-of-00001 (1).json.gz", "c4-train.0-of-1.json.gz"):  # fmt: skip
         (shards / stray).write_bytes(whole.read_bytes())
-    d = data.prepare("c4", "exact", [str(shards)], tokenizer=model, say=said.append)
+    d = datasets.prepare("c4", "exact", [str(shards)], tokenizer=model, say=said.append)
     manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
     assert manifest["train"]["documents"] == 6
     assert sum("is passed over" in line for line in said) == 4
     (shards / "c4-train.00001-of-01024.json.gz").write_bytes(whole.read_bytes())
     with pytest.raises(UserError, match="several cuts, of 1 and 1024 shards"):
-        data.prepare("c4", "exact", [str(shards)], tokenizer=model, **quiet)
+        datasets.prepare("c4", "exact", [str(shards)], tokenizer=model, **quiet)
 
 
 # ------------------------------------------------------------------ one clear line
@@ -713,7 +715,7 @@ def test_an_odd_record_of_a_shard_is_named_by_shard_and_line(line, tmp_path, mod
         file.write(content)
     before = snapshot(home)
     with pytest.raises(UserError) as error:
-        data.prepare("c4", "odd", [str(shards)], tokenizer=model, **quiet)
+        datasets.prepare("c4", "odd", [str(shards)], tokenizer=model, **quiet)
     expected = f"c4-train.00000-of-00001.json.gz': line 3 {BAD_RECORDS[line]}"
     assert str(error.value).endswith(expected)
     assert snapshot(home) == before
@@ -723,7 +725,7 @@ def test_blank_lines_of_a_shard_are_no_documents(tmp_path, model, home):
     shards = write_shards(tmp_path / "en")
     with gzip.open(shards / "c4-train.00000-of-00001.json.gz", "wb") as file:
         file.write(b'\n{"text": "word"}\n  \n\r\n{"text": "is here"}\n\n')
-    d = data.prepare("c4", "blanks", [str(shards)], tokenizer=model, **quiet)
+    d = datasets.prepare("c4", "blanks", [str(shards)], tokenizer=model, **quiet)
     assert texts_of(d)["train"] == ["word", "is here"]
 
 
@@ -731,8 +733,8 @@ def test_a_line_longer_than_sentencepiece_takes_still_makes_the_vocabulary(tmp_p
     """Such lines were dropped in silence once, and a text of nothing else refused with "()"."""
     long = tmp_path / "long.txt"
     long.write_text("\f".join(document.replace("\n", " ") * 10 for document in stories(20)))
-    d = data.prepare("text", "long-lines", [str(long)], vocab_size=200, **quiet)
-    assert data._parts("ab" * data.LONGEST) == ["ab" * (data.LONGEST // 2)] * 2
+    d = datasets.prepare("text", "long-lines", [str(long)], vocab_size=200, **quiet)
+    assert datasets._parts("ab" * datasets.LONGEST) == ["ab" * (datasets.LONGEST // 2)] * 2
     ids = np.fromfile(pathlib.Path(d.path) / "train.bin", np.uint16)
     assert not np.any(ids == 3), "its letters are known"
 
@@ -742,7 +744,7 @@ def test_what_sentencepiece_cannot_train_on_is_said(tmp_path):
     with pytest.raises(UserError, match=r"vocab_size=500: .*too high \(500\).*a value <= \d+"):
         prepare_text(tmp_path / "few.txt", vocab_size=500)
     with pytest.raises(UserError, match=r"nothing to count"):
-        data.train_tokenizer([" "], 64)
+        datasets.train_tokenizer([" "], 64)
 
 
 def test_a_path_with_brackets_is_itself_before_it_is_a_glob(tmp_path, home):
@@ -798,7 +800,7 @@ def test_what_is_not_a_regular_file_is_refused_unopened(option, tmp_path, text_f
 def test_a_fifo_among_c4_shards_is_passed_over(tmp_path, model):
     shards = write_shards(tmp_path / "en")
     os.mkfifo(shards / "c4-train.00001-of-00001.json.gz")
-    data.prepare("c4", "no-fifo", [str(shards)], tokenizer=model, **quiet)
+    datasets.prepare("c4", "no-fifo", [str(shards)], tokenizer=model, **quiet)
 
 
 def test_a_tokenizer_without_end_of_sentence_is_refused(tmp_path, text_file):
@@ -865,5 +867,5 @@ def test_the_share_of_unknown_pieces_is_said(tmp_path, text_file, model):
 @pytest.mark.parametrize("name", ["", ".", "..", "a\0b", "x" * 5000, "\udcff"])
 def test_a_strange_name_of_a_dataset_is_one_line_when_a_run_asks_for_it(name, home):
     with pytest.raises(UserError, match="^data=") as error:
-        data.open_dataset(name, 64)
+        datasets.open_dataset(name, 64)
     assert "\n" not in str(error.value)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from proxies_lib import config, executables, store, sweep
+from proxies_lib import paths
 from proxies_lib.config import replace
+from proxies_lib.runs import executables, sweep, tables
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_sweep_over_a_damaged_cache_says_so_once_and_repairs_it(
         run = replace(smoke, steps=20)
         plan = sweep.plan([run], folder)
         sweep.run(plan, workers=1, engine="processes", quiet=True)
-        return store.table(list(sweep.plan([run], folder).found), folder)[0]["final_loss"].item()
+        return tables.table(list(sweep.plan([run], folder).found), folder)[0]["final_loss"].item()
 
     before = loss(tmp_path / "cold")
     assert "damaged" not in capfd.readouterr().err
@@ -71,5 +72,5 @@ def test_the_cache_lies_in_the_projects_own_folder(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("PROXIES_CACHE", str(tmp_path))
     executables.use_cache()
-    assert jax.config.jax_compilation_cache_dir.startswith(str(config.folder("cache")))
+    assert jax.config.jax_compilation_cache_dir.startswith(str(paths.folder("cache")))
     jax.config.update("jax_compilation_cache_dir", before)

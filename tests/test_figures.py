@@ -4,7 +4,8 @@ import re
 import pandas as pd
 import pytest
 
-from proxies_lib import config, figures, notebooks
+from proxies_lib import config
+from proxies_lib.science import figures, notebooks, protocol
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PLAIN = {"E.3", "P2.ratio"}  # their csv has no run keys: best losses over LRs; a simulation
@@ -15,7 +16,7 @@ def test_a_committed_figure_shows_the_runs_that_the_registry_says(scale):
     """Run keys in the csv of each figure are those of the runs its row picks from the notebook's grid."""
     runs = pd.read_parquet(ROOT / "papermill_runs" / scale / "runs.parquet")
     stored = dict(zip(runs["recipe"], runs["key"], strict=True))
-    study = config.study(scale)
+    study = protocol.study(scale)
     for section, path in notebooks.sections().items():
         methods = notebooks.grid_of(path, notebooks.reading(scale))
         for figure in figures.of_section(section):

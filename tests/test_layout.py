@@ -10,12 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from proxies_lib import config, model
+from proxies_lib import config, model, ops, paths
 from proxies_lib.config import UserError, replace
-from proxies_lib.train import Layout, layout_for, memory
+from proxies_lib.layout import Layout, layout_for, memory
+from proxies_lib.runs import tables
+from proxies_lib.science import protocol
 
 TOLERANCE = 1e-3  # relative, of losses after 40 steps: sums over devices and microbatches round otherwise
-BASE = replace(config.scales()["smoke"].base, d_model=16, n_layers=2, batch_size=8)
+BASE = replace(protocol.scales()["smoke"].base, d_model=16, n_layers=2, batch_size=8)
 LAYOUTS = {
     "one": {},
     "scan": {"scan": True},
@@ -26,10 +28,12 @@ LAYOUTS = {
 }
 TRAIN = """
 import json, sys, jax
-from proxies_lib import config, data
-from proxies_lib.train import Layout, Trainer
+from proxies_lib import config
+from proxies_lib.layout import Layout
+from proxies_lib.runs import datasets
+from proxies_lib.train import Trainer
 run, layouts = config.from_flat(json.loads(sys.argv[1])), json.loads(sys.argv[2])
-dataset = data.open_dataset("synthetic", run.model.vocab_size)
+dataset = datasets.open_dataset("synthetic", run.model.vocab_size)
 for name, options in layouts.items():
     layout = Layout(**options)
     trainer = Trainer(*run.program, layout, None if name == "one" else jax.devices())
@@ -42,7 +46,7 @@ for name, options in layouts.items():
 
 def environment(devices: int) -> dict:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(config.root())}
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(paths.root())}
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +81,10 @@ def test_sharded_state_is_split_and_lanes_are_too():
     code = """
 import jax
 from proxies_lib import config, optim
-from proxies_lib.train import Layout, Trainer
-run = config.replace(config.scales()["smoke"].base, d_model=16, batch_size=8)
+from proxies_lib.layout import Layout
+from proxies_lib.science import protocol
+from proxies_lib.train import Trainer
+run = config.replace(protocol.scales()["smoke"].base, d_model=16, batch_size=8)
 trainer = Trainer(*run.program, Layout(data=8), jax.devices())
 h = {k: trainer.put(jax.numpy.float32(v), trainer.shardings()) for k, v in optim.inputs(run.hparams).items()}
 state = trainer.start(h, trainer.put(jax.numpy.int32(0), trainer.shardings()))
@@ -95,7 +101,7 @@ def test_layouts_follow_memory_and_devices():
         def memory_stats(self):
             return {"bytes_limit": 80e9}
 
-    small, big = config.scales()["gpu"].base, replace(config.scales()["paper"].base, d_model=4096, n_layers=24)
+    small, big = protocol.scales()["gpu"].base, replace(protocol.scales()["paper"].base, d_model=4096, n_layers=24)
     one, eight = (layout_for(*small.program, [Device()] * n) for n in (1, 8))
     assert one.run == 1 and eight == Layout(lanes=8 * one.lanes, run=8)
     assert memory(*small.program, one) * one.lanes < 80e9
@@ -113,9 +119,9 @@ def test_fused_attention_is_the_same_attention():
     import jax.numpy as jnp
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 8, 16))  # (B, H, K, T)
-    logits = jnp.where(model.causal(jnp.zeros((16, 16))), model.attention_logits(q, k, 0.3), -jnp.inf)
+    logits = jnp.where(ops.causal(jnp.zeros((16, 16))), ops.attention_logits(q, k, 0.3), -jnp.inf)
     plain = jnp.einsum("BHKS,BHST->BHKT", v, jax.nn.softmax(logits, axis=-2))
-    np.testing.assert_allclose(model.fused_attention(q, k, v, 0.3, "xla"), plain, atol=1e-5)
+    np.testing.assert_allclose(ops.fused_attention(q, k, v, 0.3, "xla"), plain, atol=1e-5)
 
 
 def test_a_model_with_fused_attention_has_the_same_logits_and_taps(monkeypatch):
@@ -127,7 +133,7 @@ def test_a_model_with_fused_attention_has_the_same_logits_and_taps(monkeypatch):
     params, tokens = model.init(tiny, jax.random.key(0)), np.arange(64).reshape(2, 32) % 64
     plain = model.apply(tiny, params, tokens)
     monkeypatch.setattr(model, "fused", lambda _: True)
-    monkeypatch.setattr(model, "fused_attention", functools.partial(model.fused_attention, implementation="xla"))
+    monkeypatch.setattr(model, "fused_attention", functools.partial(ops.fused_attention, implementation="xla"))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(model.apply(tiny, params, tokens)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -135,16 +141,18 @@ def test_a_model_with_fused_attention_has_the_same_logits_and_taps(monkeypatch):
 SWEEP = """
 import sys
 host, folder = int(sys.argv[1]), sys.argv[2]
-from proxies_lib import cli, config, sweep
+from proxies_lib import cli, config
+from proxies_lib.runs import sweep
+from proxies_lib.science import protocol
 cli._join(f"{sys.argv[3]},2,{host}")
-runs = config.grid(config.scales()["smoke"].base, {"lr": (1e-2, 1e-1), "seed": (0, 1)})
+runs = config.grid(protocol.scales()["smoke"].base, {"lr": (1e-2, 1e-1), "seed": (0, 1)})
 sweep.run(sweep.plan(runs, f"{folder}/{host}"))
 """
 
 
 def test_two_processes_equal_one_and_only_the_first_writes(tmp_path):
     """`jax.distributed` on localhost: each process has a device and a store of its own."""
-    from proxies_lib import store, sweep
+    from proxies_lib.runs import sweep
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -153,7 +161,7 @@ def test_two_processes_equal_one_and_only_the_first_writes(tmp_path):
     two = [subprocess.Popen([*command, str(i), str(tmp_path), address], env=environment(1)) for i in (0, 1)]
     assert [p.wait(timeout=300) for p in two] == [0, 0]
     assert not list((tmp_path / "1").rglob("*.npz"))
-    runs = config.grid(config.scales()["smoke"].base, {"lr": (1e-2, 1e-1), "seed": (0, 1)})
+    runs = config.grid(protocol.scales()["smoke"].base, {"lr": (1e-2, 1e-1), "seed": (0, 1)})
     sweep.run(sweep.plan(runs, tmp_path / "alone"), workers=2, engine="processes")
-    tables = [store.table(list(sweep.plan(runs, tmp_path / name).found), tmp_path / name)[0] for name in ("0", "alone")]
+    tables = [tables.table(list(sweep.plan(runs, tmp_path / name).found), tmp_path / name)[0] for name in ("0", "alone")]
     assert tables[0]["final_loss"].tolist() == pytest.approx(tables[1]["final_loss"].tolist(), rel=TOLERANCE)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from proxies_lib import config, model, train
+from proxies_lib import config, model, ops, train
 
 CONFIG = config.ModelConfig(
     d_model=16, n_layers=2, d_head=8, vocab_size=50, seq_len=12, qk_norm="per_head", compute_dtype="float32"
@@ -189,7 +189,7 @@ def test_layer_norm_gradient_is_appendix_c_and_autodiff():
         centered = x - x.mean(-1, keepdims=True)
         return centered / jnp.sqrt(jnp.mean(centered**2, -1, keepdims=True) + 1e-6) * scale
 
-    value, pull = jax.vjp(model.layer_norm, *map(jnp.float32, (x, scale)))
+    value, pull = jax.vjp(ops.layer_norm, *map(jnp.float32, (x, scale)))
     expected, pull_plain = jax.vjp(plain, *map(jnp.float32, (x, scale)))
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(pull(jnp.float32(g)), pull_plain(jnp.float32(g)), strict=True):
@@ -206,8 +206,8 @@ def test_layer_norm_gradient_is_appendix_c_and_autodiff():
 def test_layer_norm_along_an_inner_axis_is_that_of_the_last_axis_transposed():
     x, g = (np.random.default_rng(i).standard_normal((3, 8, 5)).astype(np.float32) for i in range(2))
     scale = np.random.default_rng(2).standard_normal(8).astype(np.float32)
-    inner, pull_inner = jax.vjp(lambda x, s: model.layer_norm(x, s, -2), x, scale)
-    last, pull_last = jax.vjp(lambda x, s: model.layer_norm(x.swapaxes(1, 2), s).swapaxes(1, 2), x, scale)
+    inner, pull_inner = jax.vjp(lambda x, s: ops.layer_norm(x, s, -2), x, scale)
+    last, pull_last = jax.vjp(lambda x, s: ops.layer_norm(x.swapaxes(1, 2), s).swapaxes(1, 2), x, scale)
     for mine, theirs in zip((inner, *pull_inner(g)), (last, *pull_last(g)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
@@ -224,7 +224,7 @@ def test_tensors_of_one_shape_are_drawn_independently():
 def test_dense_gradients_equal_autodiff(shape):
     x, g = (np.random.default_rng(i).standard_normal((10, n)).astype(np.float32) for i, n in enumerate(shape))
     w = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
-    for mine, theirs in zip(jax.vjp(model.dense, x, w)[1](g), jax.vjp(jnp.matmul, x, w)[1](g), strict=True):
+    for mine, theirs in zip(jax.vjp(ops.dense, x, w)[1](g), jax.vjp(jnp.matmul, x, w)[1](g), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 

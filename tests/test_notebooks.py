@@ -10,15 +10,16 @@ import jupytext
 import nbformat
 import pytest
 
-from proxies_lib import claims, config, notebooks, plots, sweep
+from proxies_lib import config
 from proxies_lib.config import UserError
-from proxies_lib.figures import FIGURES, of_section
+from proxies_lib.science import notebooks, plots, protocol, report
+from proxies_lib.science.figures import FIGURES, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 SMOKE = {"scale": "smoke", "train": True, "publish": True, "overrides": {}}
 PAPER = [figure for figure in FIGURES.values() if figure.section not in ("00", "10")]
-EXECUTED = [p for scale in config.scales() for p in sorted((ROOT / "papermill_runs" / scale).glob("[0-9]*.ipynb"))]
+EXECUTED = [p for scale in protocol.scales() for p in sorted((ROOT / "papermill_runs" / scale).glob("[0-9]*.ipynb"))]
 
 
 def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path):
@@ -78,7 +79,7 @@ def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(nam
 def test_a_run_that_serves_two_methods_has_a_row_in_each(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     first, second = notebooks.runs_of(notebooks.choose(["00"])[0], SMOKE)[0][:2]
-    table, _ = sweep.collect({"a": [first, second], "b": [second]}, config.study("smoke"))
+    table, _ = report.collect({"a": [first, second], "b": [second]}, protocol.study("smoke"))
     assert table["method"].tolist() == ["a", "a", "b"] and table["lr"].nunique() + table["seed"].nunique() == 3
     assert table["key"].tolist()[1:] == table["key"].tolist()[1:2] * 2
 
@@ -86,8 +87,8 @@ def test_a_run_that_serves_two_methods_has_a_row_in_each(monkeypatch):
 def test_readme_shows_the_laptop_scoreboard(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     monkeypatch.setenv("PROXIES_FIGURES", str(ROOT / "figures"))
-    text, board = (ROOT / "README.md").read_text("utf-8"), claims.scoreboard("laptop")
-    assert claims.verdict_table(board, "laptop") in text and claims.tally(board) in text
+    text, board = (ROOT / "README.md").read_text("utf-8"), report.scoreboard("laptop")
+    assert report.verdict_table(board, "laptop") in text and report.tally(board) in text
     links = re.findall(r"\]\(((?:figures|papermill_runs)/[^)]+)\)", text)
     assert len(links) >= 3 * len(board) and [link for link in links if not (ROOT / link).exists()] == []
 
@@ -114,7 +115,7 @@ def test_the_figures_are_the_papers_29():
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
 def test_every_figure_of_the_paper_has_a_verdict_from_its_own_section(scale, monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
-    board = claims.scoreboard(scale)
+    board = report.scoreboard(scale)
     assert board["claim"].is_unique
     for section in notebooks.sections():
         judged = {figure.name for figure in of_section(section) if section != "00"}

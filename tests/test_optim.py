@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from proxies_lib import config, optim
+from proxies_lib.science import protocol
 
 
 def hyper(**changes):
@@ -13,7 +14,7 @@ def hyper(**changes):
 
 @pytest.mark.parametrize("warmup", [0, 1, 30])
 def test_schedule_is_linear_warmup_then_cosine_to_the_absolute_floor(warmup):
-    run = config.replace(config.scales()["laptop"].base, steps=200, warmup_steps=warmup, lr=0.3)
+    run = config.replace(protocol.scales()["laptop"].base, steps=200, warmup_steps=warmup, lr=0.3)
     h = {k: jnp.float32(v) for k, v in optim.inputs(run.hparams).items()}
     theirs = optax.warmup_cosine_decay_schedule(0.0, 0.3, warmup, 200, end_value=1e-5)
     for step in (0, 1, 15, 29, 30, 31, 100, 199, 200, 250):
@@ -144,7 +145,7 @@ def test_what_is_observed_of_adam():
 def test_observed_tensors_are_the_same_of_stacked_layers():
     from proxies_lib import model
 
-    run = config.replace(config.scales()["smoke"].base, d_model=16, n_layers=3)
+    run = config.replace(protocol.scales()["smoke"].base, d_model=16, n_layers=3)
     params = model.init(run.model, jax.random.key(0))
     plain, stacked = (optim.observed_tensors(p, 3) for p in (params, model.stack(params)))
     assert list(plain) == ["embed", "blocks/0/mlp_in", "blocks/2/mlp_in"] == list(stacked)

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from proxies_lib import config, notebooks
-from proxies_lib.config import Run, Study, UserError
+from proxies_lib import config
+from proxies_lib.config import Run, UserError
+from proxies_lib.science import notebooks, protocol
+from proxies_lib.science.protocol import Study
 
 LONGEST_LINE = 2 * config.SHOWN + 500  # a name, a value, and what is allowed, at most the names of all fields
 
@@ -58,7 +60,7 @@ def taken_or_refused(call):
 @cases(500)
 @given(scale=st.one_of(st.sampled_from(["smoke", "laptop", "gpu", "paper"]), values), overrides=overrides)
 def test_overrides_make_a_study_or_are_refused_in_one_line(scale, overrides):
-    study = taken_or_refused(lambda: config.study(scale, overrides))
+    study = taken_or_refused(lambda: protocol.study(scale, overrides))
     if study is not None:
         assert isinstance(study, Study) and study.scale == scale
         changes = {name: value for name, value in overrides.items() if name != "label"}
@@ -71,7 +73,7 @@ def test_overrides_make_a_study_or_are_refused_in_one_line(scale, overrides):
 @cases(60)
 @given(overrides=st.one_of(values, st.just([]), st.lists(st.tuples(names, scalars), min_size=1)))
 def test_overrides_of_any_other_kind_are_refused_in_one_line(overrides):
-    taken_or_refused(lambda: config.study("smoke", overrides))
+    taken_or_refused(lambda: protocol.study("smoke", overrides))
 
 
 @pytest.mark.parametrize("name", ["z_loss", "steps", "seeds", "sizes", "data", "no such name"])
@@ -81,7 +83,7 @@ def test_what_python_itself_cannot_print_is_refused_in_one_line(name):
     for _ in range(5000):
         deep = [deep]
     for value in (deep, [deep], 10**5000, [10**5000]):
-        assert taken_or_refused(lambda value=value: config.study("smoke", {name: value})) is None
+        assert taken_or_refused(lambda value=value: protocol.study("smoke", {name: value})) is None
 
 
 def _as_json(value):
@@ -95,7 +97,7 @@ def _as_json(value):
 @given(name=names, value=st.one_of(values, numbers))
 def test_a_field_takes_a_value_as_it_is_meant_or_refuses_it(name, value):
     """No conversion changes a number, and what is taken is what the program can hold."""
-    run = taken_or_refused(lambda: config.replace(config.scales()["smoke"].base, **{name: value}))
+    run = taken_or_refused(lambda: config.replace(protocol.scales()["smoke"].base, **{name: value}))
     if run is not None:
         taken = config.flat(run)[name]
         assert taken == value and not isinstance(value, bool)
@@ -198,7 +200,7 @@ def test_different_values_have_different_keys(run, other, name):
 
 
 def test_zero_has_one_key():
-    base = config.scales()["smoke"].base
+    base = protocol.scales()["smoke"].base
     plus, minus = (config.replace(base, weight_decay=zero) for zero in (0.0, -0.0))
     assert plus == minus and config.key(plus, "f") == config.key(minus, "f")
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from proxies_lib import cli, config, corpora, data
+from proxies_lib import cli, data, paths, prepared
 from proxies_lib.config import UserError
+from proxies_lib.runs import corpora, datasets
 
 
 def cases(count):
@@ -33,7 +34,7 @@ DOCUMENTS = [f"document {i} of {ALPHABET[:30]} {i * 7919}" for i in range(30)]
 def model(tmp_path_factory):
     """A SentencePiece model, trained once."""
     path = tmp_path_factory.mktemp("model") / "some.model"
-    path.write_bytes(data.train_tokenizer([*DOCUMENTS, ALPHABET * 3], 80))
+    path.write_bytes(datasets.train_tokenizer([*DOCUMENTS, ALPHABET * 3], 80))
     return path
 
 
@@ -55,11 +56,11 @@ def world(tmp_path_factory, model):
 
 
 def cache_of(world):
-    return config.environment("PROXIES_CACHE", str(world / "project" / ".cache"))
+    return paths.environment("PROXIES_CACHE", str(world / "project" / ".cache"))
 
 
 def prepared_text(world, model, name, say=quiet):
-    return data.prepare("text", name, [str(world / "text.txt")], tokenizer=str(model), say=say)
+    return datasets.prepare("text", name, [str(world / "text.txt")], tokenizer=str(model), say=say)
 
 
 def snapshot(folder):
@@ -113,7 +114,7 @@ def test_nothing_outside_the_datasets_own_folder_ever_changes(name, world, model
         try:
             prepared = prepared_text(world, model, name)
             assert plain(name) and name not in ("notes", "link")
-            assert prepared == data.open_dataset(name, prepared.vocab_size)
+            assert prepared == datasets.open_dataset(name, prepared.vocab_size)
         except UserError as error:
             assert one_line(error) and (not plain(name) or name in ("notes", "link"))
             own = None
@@ -126,7 +127,7 @@ def test_nothing_outside_the_datasets_own_folder_ever_changes(name, world, model
 @given(name=NAMES)
 def test_a_name_is_accepted_if_it_is_plain(name):
     try:
-        data._check_name(name)
+        datasets._check_name(name)
         accepted = True
     except UserError as error:
         accepted = False
@@ -140,7 +141,7 @@ def test_any_name_that_a_run_gives_is_a_dataset_or_one_line(name, world, model):
     before = snapshot(world)
     with cache_of(world):
         try:
-            found = data.open_dataset(name, 80) if name != "stdlib" else None
+            found = datasets.open_dataset(name, 80) if name != "stdlib" else None
             assert found is None or found.name == name
         except UserError as error:
             assert one_line(error)
@@ -171,7 +172,7 @@ def test_every_document_is_in_one_split_once_and_held_out_ones_are_never_trained
     validation = [str(where / "validation.txt")] if held is not None else None
     kept = split_into_documents(texts)
     try:
-        split = data._texts("text", paths, validation, None, quiet)
+        split = datasets._texts("text", paths, validation, None, quiet)
     except UserError as error:
         assert one_line(error) and held is not None
         assert not split_into_documents(held) or set(kept) <= set(split_into_documents(held))
@@ -201,7 +202,7 @@ def test_what_is_packed_is_the_text_with_its_ends(texts, world, model):
     spm = sentencepiece.SentencePieceProcessor(model_file=str(model))
     manifest = json.loads((pathlib.Path(prepared.path) / "manifest.json").read_text())
     documents = []
-    for split in data.SPLITS:
+    for split in prepared.SPLITS:
         ids = np.fromfile(pathlib.Path(prepared.path) / f"{split}.bin", np.uint16)
         assert ids.max() < len(spm) and ids[-1] == spm.eos_id()
         assert manifest[split]["unknown"] == np.count_nonzero(ids == spm.unk_id())
@@ -229,7 +230,7 @@ def test_any_bytes_are_text_or_one_line(content, ending, world):
 @cases(100)
 @given(line=st.text(string.printable + "é日", max_size=5000))
 def test_a_line_cut_for_sentencepiece_is_whole_in_its_parts(line):
-    parts = data._parts(line)
+    parts = datasets._parts(line)
     assert "".join(parts) == line
     assert all(len(part.encode()) <= 4192 for part in parts)
 
@@ -301,7 +302,7 @@ def test_a_damaged_shard_is_whole_or_one_line(position, byte, cut, world):
 
 NUMBERS = st.integers(0, 3).map("{:05d}".format)
 SHARD_NAMES = st.one_of(
-    st.builds("c4-{}.{}-of-00004.json.gz".format, st.sampled_from(data.SPLITS), NUMBERS),
+    st.builds("c4-{}.{}-of-00004.json.gz".format, st.sampled_from(prepared.SPLITS), NUMBERS),
     st.builds(
         "c4-train.{}-of-{}{}.json.gz".format,
         NUMBERS,
@@ -355,7 +356,7 @@ def changed(prepared, file, content):
 
 @cases(250)
 @given(
-    file=st.sampled_from(data.FILES),
+    file=st.sampled_from(prepared.FILES),
     place=st.floats(0, 1),
     byte=st.integers(0, 255),
     cut=st.booleans(),
@@ -371,13 +372,13 @@ def test_a_changed_byte_or_a_cut_is_noticed_or_changes_nothing(
     assume(damaged != contents[file])
     with cache_of(world), changed(prepared, file, damaged):
         try:
-            found = data.open_dataset("frail", prepared.vocab_size)
+            found = datasets.open_dataset("frail", prepared.vocab_size)
         except UserError as error:
             assert one_line(error) and "frail" in str(error)
         else:  # white space or a count that only informs
             assert file == "manifest.json" and found == prepared
     with cache_of(world):
-        assert data.open_dataset("frail", prepared.vocab_size) == prepared
+        assert datasets.open_dataset("frail", prepared.vocab_size) == prepared
 
 
 @cases(200)
@@ -397,10 +398,10 @@ def test_any_json_as_manifest_is_one_line_or_changes_nothing(changes, whole, fra
     content = json.dumps(manifest if whole is None else whole).encode()
     with cache_of(world), changed(prepared, "manifest.json", content):
         try:
-            assert data.open_dataset("frail", prepared.vocab_size) == prepared
+            assert datasets.open_dataset("frail", prepared.vocab_size) == prepared
         except UserError as error:
             assert one_line(error)
-        lines = data.describe_all()
+        lines = datasets.describe_all()
         assert sum("frail" in line for line in lines) == 1 and all(map(str.isprintable, lines))
 
 
@@ -422,9 +423,9 @@ def test_a_damaged_tokenizer_is_refused_or_makes_a_dataset_that_opens(flips, kee
         except UserError as error:
             assert one_line(error)
             return
-        assert data.open_dataset("flipped", prepared.vocab_size) == prepared
-        for split in data.SPLITS:
-            assert data._tokens(prepared)[split].max() < prepared.vocab_size
+        assert datasets.open_dataset("flipped", prepared.vocab_size) == prepared
+        for split in prepared.SPLITS:
+            assert prepared._tokens(prepared)[split].max() < prepared.vocab_size
 
 
 # ------------------------------------------------------------------ batches and the command

@@ -11,8 +11,9 @@ import hypothesis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxies_lib import executables, settings, sweep
+from proxies_lib import settings
 from proxies_lib.config import UserError
+from proxies_lib.runs import engines, executables
 
 cases = {"deadline": None, "derandomize": True, "database": None}
 words = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_", min_size=1, max_size=20)
@@ -69,11 +70,11 @@ def test_a_number_of_workers_is_taken_or_refused_in_one_line(text):
     text = text.replace("\0", "").encode(errors="ignore").decode()
     with unittest.mock.patch.dict(os.environ, {"PROXIES_WORKERS": text}):
         try:
-            number = sweep.cores()
+            number = engines.cores()
         except UserError as error:
             assert str(error).startswith("PROXIES_WORKERS=") and len(str(error).splitlines()) == 1
         else:
-            assert 1 <= number <= sweep.MOST_WORKERS
+            assert 1 <= number <= engines.MOST_WORKERS
             assert not text or number == int(text)
 
 

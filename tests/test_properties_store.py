@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxies_lib import checkpoint, config, store
+from proxies_lib import config, paths
 from proxies_lib.config import UserError, replace
-from proxies_lib.train import Layout
+from proxies_lib.layout import Layout
+from proxies_lib.runs import checkpoint, store, tables
+from proxies_lib.science import protocol
 
-SMOKE = config.scales()["smoke"].base
+SMOKE = protocol.scales()["smoke"].base
 CURVES = {"step": np.arange(3, dtype=np.int32), "loss": np.array([1, -0.0, np.nan], np.float32)}
 
 
@@ -49,7 +51,7 @@ def meta(run, fingerprint="f1", **changes):
 
 def find(runs, folder, layer=None, say=lambda line: None):
     corpora = {(run.data, run.model.vocab_size): "f1" for run in runs}
-    return store.locate(runs, corpora, folder, layer, say)
+    return tables.locate(runs, corpora, folder, layer, say)
 
 
 def same(record, meta, curves) -> bool:
@@ -157,7 +159,7 @@ def test_metadata_of_any_shape_is_believed_only_of_the_run_it_describes(anything
         store.merge([], pathlib.Path(folder), say=lambda line: None)
         (merged,) = find([SMOKE], folder)
         if found.layer:
-            store.table([merged], folder)
+            tables.table([merged], folder)
     assert found.layer == merged.layer
     if found.layer:
         assert same(record, anything, CURVES)
@@ -196,11 +198,11 @@ def test_a_damaged_pack_holds_its_runs_or_none(damage, renamed):
 def make_export(folder):
     make_pack(folder / "store")
     found = find(RUNS, folder / "store")
-    store.export(*store.table(found, folder / "store"), folder / "out", folder / "store")
+    tables.export(*tables.table(found, folder / "store"), folder / "out", folder / "store")
 
 
 EXPORT = once(make_export)
-SIZES = {name: len(EXPORT[f"out/{name}.parquet"]) for name in store.EXPORTED}
+SIZES = {name: len(EXPORT[f"out/{name}.parquet"]) for name in tables.EXPORTED}
 
 
 @cases(60)
@@ -214,18 +216,18 @@ def test_a_damaged_export_never_stops_a_run_and_is_written_anew(damaged):
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         lay_out(EXPORT, folder)
-        before = store.exported(folder / "out")
+        before = tables.exported(folder / "out")
         path = folder / "out" / f"{name}.parquet"
         path.write_bytes(damage(path.read_bytes()))
         layers = {f.layer for f in find(RUNS, folder / "empty", folder / "out")}
         assert layers in ({""}, {"table"}) or name == "curves"
         try:
-            store.exported_runs(folder / "out")
+            tables.exported_runs(folder / "out")
         except UserError as error:
             assert "\n" not in str(error) and name == "runs"
-        everything = store.table(find(RUNS, folder / "store"), folder / "store")
-        store.export(*everything, folder / "out", folder / "store", say=lambda line: None)
-        for frame, again in zip(before, store.exported(folder / "out"), strict=True):
+        everything = tables.table(find(RUNS, folder / "store"), folder / "store")
+        tables.export(*everything, folder / "out", folder / "store", say=lambda line: None)
+        for frame, again in zip(before, tables.exported(folder / "out"), strict=True):
             pd.testing.assert_frame_equal(frame, again[list(frame)])
 
 
@@ -234,7 +236,7 @@ GROUP = {"keys": ["a", "b"], "layout": {"lanes": 4, "run": 2, "scan": False}}
 
 def make_group(folder):
     layout = Layout(**GROUP["layout"])
-    with config.environment("PROXIES_CHECKPOINTS", str(folder)):
+    with paths.environment("PROXIES_CHECKPOINTS", str(folder)):
         checkpoint.Group([SMOKE], GROUP["keys"], layout)._write_group()
 
 
@@ -248,7 +250,7 @@ def test_a_damaged_group_of_checkpoints_is_the_group_or_a_line(damage):
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         lay_out({GROUP_NAME: damage(GROUP_BYTES)}, pathlib.Path(folder))
-        with config.environment("PROXIES_CHECKPOINTS", folder):
+        with paths.environment("PROXIES_CHECKPOINTS", folder):
             groups = checkpoint.pending(["a", "b", "c"], lines.append)
     if groups:
         assert groups[0]["keys"] == GROUP["keys"]
@@ -304,10 +306,10 @@ def test_records_come_back_as_written_loose_packed_and_in_tables(made):
                 store.merge(sources, where, say=lambda line: None)
             for _, each, curves in made:
                 assert same(store.read(where, each["key"]), each, curves)
-            tables.append(store.table(find(runs, where), where))
+            tables.append(tables.table(find(runs, where), where))
         for table, curves in tables[1:]:
             pd.testing.assert_frame_equal(tables[0][0], table)
             pd.testing.assert_frame_equal(tables[0][1], curves[list(tables[0][1])])
         found = find(runs, folder)
-        store.export(*tables[0], other / "out", folder)
-        assert store.exported(other / "out")[0]["key"].tolist() == sorted(f.key for f in found)
+        tables.export(*tables[0], other / "out", folder)
+        assert tables.exported(other / "out")[0]["key"].tolist() == sorted(f.key for f in found)

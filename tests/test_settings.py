@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from proxies_lib import config, data, settings, store, sweep
+from proxies_lib import config, paths, settings
 from proxies_lib.config import UserError, replace
+from proxies_lib.runs import datasets, engines, provenance, store, sweep, tables
 
 # Each of these changed bits of the runs below, or made them fail, before settings were pinned.
 VARIABLES = {
@@ -54,12 +55,14 @@ OPTIONS = {
 
 BITS = """
 import hashlib
-from proxies_lib import config, data, executables
+from proxies_lib import config
+from proxies_lib.runs import datasets, executables
+from proxies_lib.science import protocol
 from proxies_lib.train import Trainer
 executables.use_cache()
-base = config.scales()["smoke"].base
+base = protocol.scales()["smoke"].base
 base = config.replace(base, steps=10, warmup_steps=2, log_every=5)
-dataset = data.open_dataset("synthetic", base.model.vocab_size)
+dataset = datasets.open_dataset("synthetic", base.model.vocab_size)
 
 def bits():
     trainer, digest = Trainer(*base.program), hashlib.sha256()
@@ -85,12 +88,13 @@ BY_EVERY_ENGINE = (
     + """
 import pathlib, sys
 import nbformat
-from proxies_lib import notebooks, store, sweep
+from proxies_lib.runs import sweep, tables
+from proxies_lib.science import notebooks
 
 folder = pathlib.Path(sys.argv[1])
 for engine in ("processes", "lanes"):
     sweep.run(sweep.plan([base], folder / engine), workers=1, engine=engine, quiet=True)
-    table, curves = store.table(list(sweep.plan([base], folder / engine).found), folder / engine)
+    table, curves = tables.table(list(sweep.plan([base], folder / engine).found), folder / engine)
     print(engine, table["settings"].tolist(), hashlib.sha256(curves.to_csv().encode()).hexdigest())
 cell = nbformat.v4.new_code_cell(sys.argv[2] + "print(bits())")
 nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "cell.ipynb")
@@ -104,7 +108,7 @@ def python(script: str, *arguments: str, **variables: str) -> subprocess.Complet
     command = [sys.executable, "-c", script, *arguments]
     environment = os.environ | variables
     return subprocess.run(
-        command, env=environment, cwd=config.root(), capture_output=True, text=True
+        command, env=environment, cwd=paths.root(), capture_output=True, text=True
     )
 
 
@@ -202,14 +206,14 @@ def test_harmless_variables_stay():
 def test_flags_that_xla_has_read_already_are_recorded():
     script = (
         "import jax; jax.devices()\n"
-        "from proxies_lib import sweep; print(sweep.provenance()['settings'])"
+        "from proxies_lib.runs import provenance; print(provenance.provenance()['settings'])"
     )
     out = printed(script, XLA_FLAGS="--xla_cpu_enable_fast_math=true")
     assert out.startswith("XLA_FLAGS=--xla_cpu_enable_fast_math=true; ")
 
 
 def test_runs_stored_before_settings_were_recorded_stay_readable(tmp_path, smoke):
-    dataset = data.open_dataset("synthetic", smoke.model.vocab_size)
+    dataset = datasets.open_dataset("synthetic", smoke.model.vocab_size)
     result = {
         "final_loss": 1.0,
         "init_loss": 2.0,
@@ -219,12 +223,12 @@ def test_runs_stored_before_settings_were_recorded_stay_readable(tmp_path, smoke
     }
     curves = {"step": np.arange(1, dtype=np.int32), "loss": np.ones(1, np.float32)}
     old, new = (replace(smoke, seed=seed) for seed in (0, 1))
-    sweep.record(tmp_path, new, dataset, result | {"curves": curves})
+    provenance.record(tmp_path, new, dataset, result | {"curves": curves})
     meta, _ = store.read(tmp_path, config.key(new, dataset.fingerprint))
     del meta["provenance"]["settings"]
     meta |= {"key": config.key(old, dataset.fingerprint), "config": config.flat(old)}
     store.write(tmp_path, meta, curves)
-    table, _ = store.table(list(sweep.plan([old, new], tmp_path).found), tmp_path)
+    table, _ = tables.table(list(sweep.plan([old, new], tmp_path).found), tmp_path)
     assert table["settings"].isna().tolist() == [True, False]
 
 
@@ -249,7 +253,7 @@ def test_an_absurd_number_of_workers_is_one_clear_line(value, monkeypatch):
     with pytest.raises(
         UserError, match="^PROXIES_WORKERS='.{1,25}': must be a whole number from 1"
     ):
-        sweep.cores()
+        engines.cores()
 
 
 def test_plan_refuses_an_engine_that_run_would_refuse(monkeypatch, capsys):

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxies_lib import cli, config, store, sweep
+from proxies_lib import cli, config, paths
 from proxies_lib.config import UserError, replace
+from proxies_lib.runs import store, sweep, tables
 
 
 def meta(run, fingerprint="f1", loss=1.5):
@@ -21,7 +22,7 @@ CURVES = {"step": np.arange(3, dtype=np.int32), "grad_rms/a": np.array([1, 2, np
 
 
 def find(runs, folder, layer=None, fingerprint="f1"):
-    return store.locate(runs, {("synthetic", 64): fingerprint}, folder, layer)
+    return tables.locate(runs, {("synthetic", 64): fingerprint}, folder, layer)
 
 
 def test_a_record_comes_back_as_written_and_nothing_else_is_left(tmp_path, smoke):
@@ -53,9 +54,9 @@ def test_the_table_raises_on_holes_and_keeps_the_order_of_the_runs(tmp_path, smo
     runs = [replace(smoke, seed=s) for s in (3, 1, 2)]
     for i, run in enumerate(runs):
         with pytest.raises(UserError, match=f"{3 - i} of 3 runs are not stored"):
-            store.table(find(runs, tmp_path), tmp_path)
+            tables.table(find(runs, tmp_path), tmp_path)
         store.write(tmp_path, meta(run, loss=float(i)), CURVES)
-    table, curves = store.table(find(runs, tmp_path), tmp_path)
+    table, curves = tables.table(find(runs, tmp_path), tmp_path)
     assert table["seed"].tolist() == [3, 1, 2] and table["final_loss"].tolist() == [0.0, 1.0, 2.0]
     assert len(curves) == 9 and set(curves["key"]) == set(table["key"])
 
@@ -64,14 +65,14 @@ def test_an_exported_table_is_a_layer_below_matched_by_key_then_by_recipe(tmp_pa
     runs, there = [smoke, replace(smoke, seed=1)], tmp_path / "exported"
     for run in runs:
         store.write(tmp_path / "store", meta(run), CURVES)
-    store.export(*store.table(find(runs, tmp_path / "store"), tmp_path / "store"), there)
+    tables.export(*tables.table(find(runs, tmp_path / "store"), tmp_path / "store"), there)
     empty = tmp_path / "empty"
     assert [f.layer for f in find(runs, empty, there)] == ["table", "table"]
     assert [f.layer for f in find(runs, empty, there, "f2")] == ["table, other corpus"] * 2
     assert [f.layer for f in find(runs, empty, there, None)] == ["table, other corpus"] * 2
     assert [f.layer for f in find([replace(smoke, lr=0.5)], empty, there)] == [""]
-    before, _ = store.table(find(runs, tmp_path / "store"), tmp_path / "store")
-    after, curves = store.table(find(runs, empty, there, "f2"), empty, there)
+    before, _ = tables.table(find(runs, tmp_path / "store"), tmp_path / "store")
+    after, curves = tables.table(find(runs, empty, there, "f2"), empty, there)
     assert before.to_dict("records") == after.to_dict("records") and len(curves) == 6
     assert not empty.exists()
 
@@ -80,26 +81,26 @@ def test_export_replaces_equal_recipes_and_keeps_other_runs(tmp_path, smoke):
     for fingerprint, run in (("f1", smoke), ("f1", replace(smoke, seed=1)), ("f2", smoke)):
         folder = tmp_path / fingerprint / str(run.order.seed)
         store.write(folder, meta(run, fingerprint), CURVES)
-        store.export(*store.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")
-        store.export(*store.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")  # and again
-    runs, curves = store.exported(tmp_path / "out")
+        tables.export(*tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")
+        tables.export(*tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")  # and again
+    runs, curves = tables.exported(tmp_path / "out")
     assert sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")] and len(curves) == 6
 
 
 def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(tmp_path, smoke):
     store.write(tmp_path, meta(smoke), CURVES)
-    runs, curves = store.table(find([smoke], tmp_path), tmp_path)
+    runs, curves = tables.table(find([smoke], tmp_path), tmp_path)
     older = runs.drop(columns=["kappa"])  # written before the field existed
     stale = runs.assign(recipe="of another schema", key="other")
-    store.write_atomically(
+    paths.write_atomically(
         tmp_path / "out" / "runs.parquet", pd.concat([older, stale.drop(columns=["kappa"])]).to_parquet()
     )
-    store.write_atomically(tmp_path / "out" / "curves.parquet", curves.to_parquet())
+    paths.write_atomically(tmp_path / "out" / "curves.parquet", curves.to_parquet())
     assert find([smoke], tmp_path / "empty", tmp_path / "out")[0].layer == "table"
     other = replace(smoke, seed=5)
     store.write(tmp_path, meta(other), CURVES)
-    store.export(*store.table(find([other], tmp_path), tmp_path), tmp_path / "out")
-    kept, _ = store.exported(tmp_path / "out")
+    tables.export(*tables.table(find([other], tmp_path), tmp_path), tmp_path / "out")
+    kept, _ = tables.exported(tmp_path / "out")
     assert sorted(kept["seed"]) == [0, 5] and kept["kappa"].tolist() == [1.0, 1.0]
 
 
@@ -107,8 +108,8 @@ def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, 
     values = np.array([np.pi, -1e-30, np.nan, np.inf, 0.0], np.float32)
     curves = {"step": np.arange(5, dtype=np.int32), "loss": values, "param_rms/a": values, "grad_rms/n/scale": values}
     store.write(tmp_path, meta(smoke), curves)
-    store.export(*store.table(find([smoke], tmp_path), tmp_path), tmp_path / "out")
-    _, exported = store.exported(tmp_path / "out")
+    tables.export(*tables.table(find([smoke], tmp_path), tmp_path), tmp_path / "out")
+    _, exported = tables.exported(tmp_path / "out")
     assert set(exported) == {"step", "loss", "key"}
     np.testing.assert_allclose(exported["loss"], values, rtol=1.3e-4)
 
@@ -156,16 +157,16 @@ def assert_same(folder, records):
 def test_packed_records_and_tables_equal_loose_ones_bit_for_bit(tmp_path, smoke):
     runs = seeds(smoke, 5)
     records = fill(tmp_path, runs)
-    plain = store.table(find(runs, tmp_path), tmp_path)
+    plain = tables.table(find(runs, tmp_path), tmp_path)
     assert "5 of its own packed" in merged([], tmp_path)
     assert not loose(tmp_path) and len(packs(tmp_path)) == 1
     assert_same(tmp_path, records)
     new = replace(smoke, seed=9)
     store.write(tmp_path, meta(new), CURVES)
-    packed = store.table(find(runs, tmp_path), tmp_path)
+    packed = tables.table(find(runs, tmp_path), tmp_path)
     pd.testing.assert_frame_equal(plain[0], packed[0])
     pd.testing.assert_frame_equal(plain[1], packed[1][list(plain[1])])
-    both, curves = store.table(find([runs[3], new, runs[0]], tmp_path), tmp_path)
+    both, curves = tables.table(find([runs[3], new, runs[0]], tmp_path), tmp_path)
     assert both["seed"].tolist() == [3, 9, 0] and list(dict.fromkeys(curves["key"])) == both["key"].tolist()
 
 
@@ -173,13 +174,13 @@ def test_a_table_of_some_curves_holds_only_these(tmp_path, smoke):
     runs = seeds(smoke, 3)
     fill(tmp_path, runs)
     for _ in range(2):  # loose, then packed
-        whole = store.table(find(runs, tmp_path), tmp_path)[1]
+        whole = tables.table(find(runs, tmp_path), tmp_path)[1]
         for columns, names in (
             ((), []),
             (("grad_rms/b",), ["grad_rms/b"]),
             (["grad_rms"], ["grad_rms/a", "grad_rms/b"]),
         ):
-            some = store.table(find(runs, tmp_path), tmp_path, columns=columns)[1]
+            some = tables.table(find(runs, tmp_path), tmp_path, columns=columns)[1]
             assert set(some) == {"step", "key", *names}
             pd.testing.assert_frame_equal(some, whole[list(some)])
             assert set(store.read(tmp_path, meta(runs[1])["key"], columns)[1]) == {"step", *names}
@@ -210,7 +211,7 @@ def test_a_merge_that_was_killed_counts_every_run_once_and_can_go_on(tmp_path, s
         killed.setattr(store.pathlib.Path, "unlink", lambda *_, **__: None)
         merged([], tmp_path)
     assert len(loose(tmp_path)) == 4 and len(packs(tmp_path)) == 1
-    table, curves = store.table(find(runs, tmp_path), tmp_path)
+    table, curves = tables.table(find(runs, tmp_path), tmp_path)
     assert len(table) == 4 and len(curves) == 12
     merged([], tmp_path)
     assert not loose(tmp_path) and len(packs(tmp_path)) == 1
@@ -236,7 +237,7 @@ def test_a_damaged_pack_is_one_line_and_its_runs_are_missing(tmp_path, smoke, ca
     assert capsys.readouterr().out == f"store: pack {pack.name} is damaged or renamed; its runs count as missing\n"
     assert store.read(tmp_path, found[0].key) is None
     with pytest.raises(UserError, match="3 of 3 runs were lost or damaged"):
-        store.table(found, tmp_path)
+        tables.table(found, tmp_path)
     assert "0 runs merged, 0 already there, 0 of its own packed, 1 damaged" in merged([pack], tmp_path / "other")
     records = fill(tmp_path, runs)  # trained again
     assert "3 of its own packed, 1 damaged" in merged([], tmp_path)
@@ -462,7 +463,7 @@ def test_rows_of_other_fields_stay_in_the_pack_of_an_older_version(tmp_path, smo
     records = fill(tmp_path, [smoke])
     merged([], tmp_path)
     assert pack.exists() and find([smoke], tmp_path)[0].layer == "store" and not loose(tmp_path)
-    assert len(store.table(find([smoke], tmp_path), tmp_path)[0]) == 1
+    assert len(tables.table(find([smoke], tmp_path), tmp_path)[0]) == 1
     assert_same(tmp_path, records)
 
 
@@ -483,7 +484,7 @@ def test_packs_of_an_older_version_are_read_as_ever(tmp_path, smoke, monkeypatch
 def test_files_get_the_users_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        store.write_atomically(tmp_path / "new" / "file", b"x")
+        paths.write_atomically(tmp_path / "new" / "file", b"x")
     finally:
         os.umask(before)
     assert (tmp_path / "new" / "file").stat().st_mode & 0o777 == 0o640
@@ -491,7 +492,7 @@ def test_files_get_the_users_umask(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    store.write_atomically(path, b"old")
+    paths.write_atomically(path, b"old")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -499,7 +500,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     for name in ("fsync", "replace"):
         with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
             broken.setattr(store.os, name, full)
-            store.write_atomically(path, b"new")
+            paths.write_atomically(path, b"new")
         assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -547,7 +548,7 @@ def test_a_merge_removes_what_killed_writers_left_days_ago_and_nothing_else(tmp_
 
 
 def exported(folder, runs, out):
-    store.export(*store.table(find(runs, folder), folder), out, folder)
+    tables.export(*tables.table(find(runs, folder), folder), out, folder)
 
 
 DAMAGE = {
@@ -566,7 +567,7 @@ def test_a_damaged_export_is_rebuilt_from_the_store(tmp_path, smoke, capsys, nam
     runs, folder, out = seeds(smoke, 4), tmp_path / "store", tmp_path / "label"
     fill(folder, runs)
     exported(folder, runs, out)
-    before = store.exported(out)
+    before = tables.exported(out)
     path = out / f"{name}.parquet"
     path.write_bytes(damage(path.read_bytes()))
     assert {f.layer for f in find(runs, tmp_path / "empty", out)} == {""}
@@ -574,7 +575,7 @@ def test_a_damaged_export_is_rebuilt_from_the_store(tmp_path, smoke, capsys, nam
     assert capsys.readouterr().out == line
     exported(folder, runs[:1], out)
     assert capsys.readouterr().out == line
-    for frame, again in zip(before, store.exported(out), strict=True):
+    for frame, again in zip(before, tables.exported(out), strict=True):
         pd.testing.assert_frame_equal(frame, again[list(frame)])
 
 
@@ -582,9 +583,9 @@ def test_both_exports_damaged_are_written_anew(tmp_path, smoke):
     runs, out = seeds(smoke, 2), tmp_path / "out"
     fill(tmp_path / "store", runs)
     for name in ("runs", "curves"):
-        store.write_atomically(out / f"{name}.parquet", b"PAR1")
+        paths.write_atomically(out / f"{name}.parquet", b"PAR1")
     exported(tmp_path / "store", runs, out)
-    assert store.exported(out)[0]["seed"].tolist() in ([0, 1], [1, 0])
+    assert tables.exported(out)[0]["seed"].tolist() in ([0, 1], [1, 0])
 
 
 def test_a_table_without_curves_is_read_and_a_damaged_one_is_one_line(
@@ -609,20 +610,20 @@ def test_exported_curves_hold_no_columns_of_other_runs(tmp_path, smoke):
     store.write(tmp_path, meta(other), CURVES | {"grad_rms/other": CURVES["grad_rms/a"]})
     merged([], tmp_path)
     exported(tmp_path, [one], tmp_path / "out")
-    assert set(store.exported(tmp_path / "out")[1]) == {"key", "step", "grad_rms/a"}
+    assert set(tables.exported(tmp_path / "out")[1]) == {"key", "step", "grad_rms/a"}
     exported(tmp_path, [other], tmp_path / "both")
     exported(tmp_path, [one], tmp_path / "both")
-    runs, curves = store.exported(tmp_path / "both")
+    runs, curves = tables.exported(tmp_path / "both")
     assert len(runs) == 2 and curves["grad_rms/other"].notna().sum() == 2
 
 
 @pytest.mark.parametrize("label", ("smoke", "laptop"))
 def test_the_committed_tables_come_out_again_as_they_are(tmp_path, label):
     committed = pathlib.Path(__file__).parents[1] / "papermill_runs" / label
-    runs, curves = (frame.copy() for frame in store.exported(committed))
+    runs, curves = (frame.copy() for frame in tables.exported(committed))
     for row in runs.to_dict("records"):
         identity = {name: row[name] for name in config.FIELDS}
         assert config.key_of(identity, row["fingerprint"]) == row["key"]
-    store.export(runs, curves, tmp_path)
-    for frame, again in zip((runs, curves), store.exported(tmp_path), strict=True):
+    tables.export(runs, curves, tmp_path)
+    for frame, again in zip((runs, curves), tables.exported(tmp_path), strict=True):
         pd.testing.assert_frame_equal(frame, again)

@@ -10,8 +10,10 @@ import time
 import psutil
 import pytest
 
-from proxies_lib import config, store, sweep
+from proxies_lib import config, paths
 from proxies_lib.config import UserError, grid, replace
+from proxies_lib.runs import engines, sweep, tables
+from proxies_lib.science import protocol, report
 
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
@@ -43,7 +45,7 @@ def test_a_sweep_trains_what_is_missing_and_only_that(tmp_path, runs, capfd):
     assert len(again.missing) == 1
     sweep.run(again, workers=2, engine="processes")
     assert [p for p, t in times.items() if p.stat().st_mtime_ns != t] == [victim]
-    table, _ = store.table(list(sweep.plan(runs, tmp_path).found), tmp_path)
+    table, _ = tables.table(list(sweep.plan(runs, tmp_path).found), tmp_path)
     provenance = {"device", "python", "jax", "flax", "optax", "numpy", "commit", "fingerprint"}
     assert provenance <= set(table.columns) and table[list(provenance)].notna().all().all()
 
@@ -52,17 +54,19 @@ def test_workers_and_lanes_agree_and_workers_do_not_change_bits(tmp_path, runs):
     tables = {}
     for name, options in {"one": {"workers": 1}, "two": {"workers": 2}}.items():
         sweep.run(sweep.plan(runs[:4], tmp_path / name), engine="processes", **options)
-        tables[name], _ = store.table(list(sweep.plan(runs[:4], tmp_path / name).found), tmp_path / name)
+        tables[name], _ = tables.table(list(sweep.plan(runs[:4], tmp_path / name).found), tmp_path / name)
     sweep.run(sweep.plan(runs[:4], tmp_path / "lanes"), engine="lanes")
-    tables["lanes"], _ = store.table(list(sweep.plan(runs[:4], tmp_path / "lanes").found), tmp_path / "lanes")
+    tables["lanes"], _ = tables.table(list(sweep.plan(runs[:4], tmp_path / "lanes").found), tmp_path / "lanes")
     assert tables["one"]["final_loss"].tolist() == tables["two"]["final_loss"].tolist()
     assert tables["lanes"]["final_loss"].tolist() == pytest.approx(tables["one"]["final_loss"].tolist(), rel=1e-3)
 
 
 KILLED = """
 import sys
-from proxies_lib import config, sweep
-base = config.replace(config.scales()["smoke"].base, steps=400)
+from proxies_lib import config
+from proxies_lib.runs import sweep
+from proxies_lib.science import protocol
+base = config.replace(protocol.scales()["smoke"].base, steps=400)
 runs = config.grid(base, {"lr": %r, "seed": (0, 1, 2)})
 sweep.run(sweep.plan(runs, sys.argv[1]), workers=2, engine="processes")
 """
@@ -71,7 +75,7 @@ sweep.run(sweep.plan(runs, sys.argv[1]), workers=2, engine="processes")
 def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
     """After kill -9 the same command keeps finished runs, and the table equals that of a sweep never killed."""
     command = [sys.executable, "-c", KILLED % (LRS,), str(tmp_path / "killed")]
-    sweeper = subprocess.Popen(command, cwd=config.root(), stdout=subprocess.DEVNULL)
+    sweeper = subprocess.Popen(command, cwd=paths.root(), stdout=subprocess.DEVNULL)
     while len(list((tmp_path / "killed").rglob("*.npz"))) < 3:
         assert sweeper.poll() is None, "the sweep ended before it could be killed"
         time.sleep(0.01)
@@ -83,24 +87,24 @@ def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
     assert not workers_of(tmp_path / "killed"), "workers outlive their parent"
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.npz")}
     assert 3 <= len(finished) < 18
-    subprocess.run(command, cwd=config.root(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=paths.root(), check=True, stdout=subprocess.DEVNULL)
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
-    subprocess.run([*command[:3], str(tmp_path / "whole")], cwd=config.root(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command[:3], str(tmp_path / "whole")], cwd=paths.root(), check=True, stdout=subprocess.DEVNULL)
     runs = grid(replace(smoke, steps=400), {"lr": LRS, "seed": (0, 1, 2)})
     tables = []
     for folder in (tmp_path / "killed", tmp_path / "whole"):
-        table, curves = store.table(list(sweep.plan(runs, folder).found), folder)
+        table, curves = tables.table(list(sweep.plan(runs, folder).found), folder)
         tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
     assert tables[0] == tables[1]
 
 
 def workers_of(folder) -> list[str]:
     listed = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    return [line for line in listed if "proxies_lib.worker" in line and str(folder) in line]
+    return [line for line in listed if "proxies_lib.runs.worker" in line and str(folder) in line]
 
 
 def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(tmp_path, smoke):
-    with sweep._Worker(0, tmp_path) as worker:
+    with engines._Worker(0, tmp_path) as worker:
         worker.process.stdin.write(json.dumps(config.flat(replace(smoke, steps=10_000_000))) + "\n")
         worker.process.stdin.flush()
         with pytest.raises(subprocess.TimeoutExpired):
@@ -110,7 +114,7 @@ def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(tmp_path, smoke):
 
 
 def test_a_worker_that_is_killed_is_one_clear_line_with_the_signal(tmp_path, runs):
-    with sweep._Worker(0, tmp_path) as worker:
+    with engines._Worker(0, tmp_path) as worker:
         worker.process.kill()
         with pytest.raises(UserError, match="^worker: .* was killed by SIGKILL, .*; finished runs"):
             worker.train(runs[0])
@@ -139,11 +143,11 @@ data.Dataset.chunk = failing
 def test_a_worker_says_what_a_run_failed_by_and_trains_the_next(tmp_path, smoke, monkeypatch):
     """Also where JAX fails, whose tracebacks end in a footer. The store is a file at first."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{config.root()}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{paths.root()}")
     (tmp_path / "sitecustomize.py").write_text(ERROR_OF_JAX)
     (tmp_path / "file").write_text("no folder")
     small = replace(smoke, steps=20)
-    with sweep._Worker(0, tmp_path / "file") as worker:
+    with engines._Worker(0, tmp_path / "file") as worker:
         with pytest.raises(UserError, match=f"^worker: {tmp_path}/file/.*: Not a directory; fin"):
             worker.train(small)
         with pytest.raises(UserError, match="^data='nowhere': is not prepared here"):
@@ -160,4 +164,4 @@ def test_a_worker_says_what_a_run_failed_by_and_trains_the_next(tmp_path, smoke,
 
 def test_reading_never_trains(smoke):
     with pytest.raises(UserError, match="are not stored; train them first"):
-        sweep.collect({"a method": [replace(smoke, seed=12345)]}, config.study("smoke"))
+        report.collect({"a method": [replace(smoke, seed=12345)]}, protocol.study("smoke"))

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from proxies_lib import config, figures, optim, tpu, train
+from proxies_lib import config, optim, paths, train
+from proxies_lib.budget import costs, tpu
 from proxies_lib.config import UserError
+from proxies_lib.science import figures, protocol
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra tpu-check) is not installed"
@@ -38,7 +40,7 @@ def test_products_are_counted_through_scan_remat_cond_and_custom_gradients():
     assert flops(jax.grad(functools.partial(deep, layer), argnums=1), *shapes) == 3 * forward
     assert flops(jax.grad(functools.partial(deep, jax.checkpoint(layer)), argnums=1), *shapes) == 4 * forward
 
-    from proxies_lib.model import dense
+    from proxies_lib.ops import dense
 
     assert flops(jax.grad(lambda x, w: dense(x, w).sum(), argnums=(0, 1)), (3, 5), (5, 7)) == 3 * once
 
@@ -79,7 +81,7 @@ def test_collectives_are_counted_once_per_channel():
 
 def test_the_papers_sizes_have_their_names():
     names = ["2.4M", "9.4M", "19M", "42M", "85M", "151M", "302M", "1.2B", "4.8B"]
-    sizes = config.scales()["paper"].sizes
+    sizes = protocol.scales()["paper"].sizes
     runs = [tpu.sized(name) for name in names]
     assert [(r.model.d_model, r.model.n_layers) for r in runs] == list(sizes)
     assert [tpu.name_of(r.model.n_params) for r in runs] == names
@@ -111,7 +113,7 @@ def test_what_the_compiler_asks_for_is_read():
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu", "paper"])
 def test_costs_add_up(scale):
-    table = tpu.costs(scale)
+    table = costs.costs(scale)
     costed = [f.name for f in figures.FIGURES.values() if f.section != "00" and f.methods]
     parts, total = table[(table["figure"] == "all") & (table["section"] != "all")], table.iloc[-1]
     assert total["section"] == "all" and list(table.query("figure != 'all'")["figure"]) == costed
@@ -121,13 +123,13 @@ def test_costs_add_up(scale):
     for section, drawn in table.query("figure != 'all'").groupby("section"):
         own = parts.set_index("section").loc[section]
         assert (drawn["flops"] <= own["flops"]).all() and (drawn["runs"] > 0).all()
-    by_size = tpu.cost_by_size(scale)
+    by_size = costs.cost_by_size(scale)
     assert by_size["runs"].sum() == total["runs"] and by_size["flops"].sum() == pytest.approx(total["flops"])
 
 
 def test_the_page_shows_what_the_code_says():
     page = (pathlib.Path(tpu.__file__).parents[1] / tpu.PAGE).read_text("utf-8")
-    assert all(tpu.costs_table(scale) in page for scale in config.scales()) and tpu.sizes_table("paper") in page
+    assert all(costs.costs_table(scale) in page for scale in protocol.scales()) and costs.sizes_table("paper") in page
     assert tpu.slices_table() in page
 
 
@@ -143,7 +145,7 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch, capsys):
 @needs_compiler
 def test_a_small_model_compiles_for_a_slice():
     command = [sys.executable, "-m", "proxies_lib.cli", *"tpu-check --size 2.4M --topology v5e:2x2 --json".split()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=config.root())
+    done = subprocess.run(command, capture_output=True, text=True, cwd=paths.root())
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["chips"] == 4 and row["verdict"] == "fits" and 0 < row["need_gib"] < row["memory_gib"]

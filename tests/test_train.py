@@ -2,16 +2,19 @@ import jax
 import numpy as np
 import pytest
 
-from proxies_lib import config, data
+from proxies_lib import data
 from proxies_lib.config import replace
-from proxies_lib.train import FLOPS_OF_CALL, MAX_POINTS, Layout, Trainer, layout_alone
+from proxies_lib.layout import FLOPS_OF_CALL, MAX_POINTS, Layout, layout_alone
+from proxies_lib.runs import datasets
+from proxies_lib.science import protocol
+from proxies_lib.train import Trainer
 
-SYNTHETIC = data.open_dataset("synthetic", 64)
+SYNTHETIC = datasets.open_dataset("synthetic", 64)
 
 
 @pytest.fixture(scope="module")
 def trainer():
-    return Trainer(*config.scales()["smoke"].base.program)
+    return Trainer(*protocol.scales()["smoke"].base.program)
 
 
 def same(a: dict, b: dict):
@@ -25,7 +28,7 @@ def same(a: dict, b: dict):
 
 def test_training_learns_the_structure_and_stays_above_the_entropy_floor():
     run = replace(
-        config.scales()["smoke"].base, d_model=16, n_layers=1, steps=600, warmup_steps=30, lr=0.03, batch_size=16
+        protocol.scales()["smoke"].base, d_model=16, n_layers=1, steps=600, warmup_steps=30, lr=0.03, batch_size=16
     )
     result = Trainer(*run.program).train([run], SYNTHETIC)[0]
     p = data.zipf(64)
@@ -76,14 +79,14 @@ def test_points_of_one_call_are_those_of_many(trainer, smoke):
 
 
 def test_a_call_is_as_long_as_small_runs_need_and_ends_with_the_run():
-    for scale, study in config.scales().items():
+    for scale, study in protocol.scales().items():
         for d, n in study.sizes:
             run = replace(study.base, d_model=d, n_layers=n)
             points, flops = layout_alone(run).points, run.flops / run.hparams.steps * run.train.log_every
             assert 1 <= points <= MAX_POINTS and run.hparams.steps % (points * run.train.log_every) == 0
             assert points == 1 or points * flops <= FLOPS_OF_CALL
             assert points > 1 if scale in ("smoke", "laptop") else points == 1
-    base = config.scales()["laptop"].base
+    base = protocol.scales()["laptop"].base
     assert len({layout_alone(replace(base, steps=k * base.hparams.steps)) for k in (1, 2, 8)}) == 1, "one program"
     assert layout_alone(replace(base, steps=7 * base.train.log_every, warmup_steps=1)).points == 1
 

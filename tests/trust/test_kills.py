@@ -8,7 +8,7 @@ import signal
 import pytest
 from worlds import SEED, TARGETS, World, digest, kill
 
-from proxies_lib import data
+from proxies_lib import prepared
 
 KILLS = (  # target, who is killed, by which signal, how often
     ("plan", "command", "SIGKILL", 3),
@@ -95,5 +95,5 @@ def _one_dataset_or_the_other_is_whole(world: World, expected: dict[str, str]):
 
 def _is_whole(manifest) -> bool:
     promised = json.loads(manifest.read_text())
-    tokens = {split: manifest.parent / f"{split}.bin" for split in data.SPLITS}
+    tokens = {split: manifest.parent / f"{split}.bin" for split in prepared.SPLITS}
     return all(digest(path.read_bytes()) == promised[split]["sha256"] for split, path in tokens.items())

@@ -21,7 +21,9 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from proxies_lib import config, data, notebooks, store, sweep
+from proxies_lib import config, paths
+from proxies_lib.runs import datasets, store, sweep, tables
+from proxies_lib.science import notebooks, protocol
 
 SEED = int(os.environ.get("TRUST_SEED", "17"))  # of delays and damages
 TIMEOUT = 300  # seconds; no command of this suite takes a fifth of it
@@ -33,7 +35,7 @@ PROXIES = (sys.executable, "-m", "proxies_lib.cli")
 CHECKPOINTS_OFTEN = (
     sys.executable,
     "-c",
-    "import sys; from proxies_lib import checkpoint, cli; checkpoint.FLOPS_BETWEEN = {'cpu': 1.0}; "
+    "import sys; from proxies_lib import cli; from proxies_lib.runs import checkpoint; checkpoint.FLOPS_BETWEEN = {'cpu': 1.0}; "
     "sys.exit(cli.main(sys.argv[1:]))",
 )
 
@@ -78,7 +80,7 @@ class Command:
             self.process = subprocess.Popen(
                 [*program, *arguments],
                 env=world.environment,
-                cwd=config.root(),
+                cwd=paths.root(),
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
@@ -201,9 +203,9 @@ def runs_asked(section: str, **overrides) -> list:
 
 def stored(world: World, runs: list, shard=(1, 1)) -> dict[str, str]:
     """Numbers of the stored runs, of all that were asked for."""
-    with config.environment("PROXIES_CACHE", str(world.path("cache"))):
+    with paths.environment("PROXIES_CACHE", str(world.path("cache"))):
         found = sweep.plan(runs, world.path("store"), shard=shard, prepare=False).found
-    table, curves = store.table(list(found), world.path("store"))
+    table, curves = tables.table(list(found), world.path("store"))
     return {"stored runs": frame(table)} | bits(curves)
 
 
@@ -305,15 +307,15 @@ def _large_packs(first: World) -> pathlib.Path:
 
 
 def _more_runs() -> list:
-    return [config.replace(config.scales()["smoke"].base, seed=1000 + i) for i in range(2000)]
+    return [config.replace(protocol.scales()["smoke"].base, seed=1000 + i) for i in range(2000)]
 
 
 def _an_older_dataset(world: World, first: World):
     """Another corpus, prepared under the same name."""
     shutil.copytree(_corpora(first), world.folder / "corpora")
-    with config.environment("PROXIES_CACHE", str(world.path("cache"))):
+    with paths.environment("PROXIES_CACHE", str(world.path("cache"))):
         older = str(world.folder / "corpora" / "corpus-1.txt")
-        data.prepare("text", "novel", [older], vocab_size=VOCABULARY, say=lambda line: None)
+        datasets.prepare("text", "novel", [older], vocab_size=VOCABULARY, say=lambda line: None)
 
 
 @functools.cache
@@ -401,7 +403,7 @@ def victims(command: Command, who: str) -> list[psutil.Process]:
             continue
         wanted = {
             "command": process.pid == command.process.pid,
-            "worker": "proxies_lib.worker" in words,
+            "worker": "proxies_lib.runs.worker" in words,
             "kernel": "ipykernel" in words,
             "all": True,
         }

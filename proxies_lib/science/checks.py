@@ -6,25 +6,36 @@ Every function takes the section's runs, their curves and the study, and returns
 import numpy as np
 import pandas as pd
 
-from proxies_lib import analysis, config
-from proxies_lib.analysis import where
-from proxies_lib.claims import HOLDS, check
-from proxies_lib.config import Study
+from proxies_lib import config
+from proxies_lib.science import analysis
+from proxies_lib.science.analysis import where
+from proxies_lib.science.claims import HOLDS, check
+from proxies_lib.science.protocol import Study
 
 PAPER_TOP_LR = 0.3
+
 PAPER_LOGIT = 1e4  # beyond this max |attention logit| every run of P1 failed (Fig. 9)
+
 CATASTROPHE = 1e3  # max |attention logit| that training without qk-layernorm passes where it fails
+
 PROBE = 0.02  # share of the training at which Fig. 9 looks: step 2e3 of 1e5
+
 SMALL = 0.05  # nats per token: below this a difference of losses, or of S, is no improvement
+
 SAME_SHAPE = 0.05  # share of the learning: curves that differ by less have the same shape
+
 DECAY_ACTS = 1.0  # below this λ · steps (10 in P1) weight decay has shrunk nothing by the end
+
 FAR_FROM_EPS = 10.0  # a gradient RMS this many times ε does not feel ε
+
 BY = ["method", "n_params"]
+
 LOGIT, GRADIENT, UPDATE = (
     "max_attention_logit/0",
     "grad_rms/blocks/0/mlp_in/kernel",
     "update_rms/blocks/0/mlp_in/kernel",
 )
+
 KEY_GRADIENT = "grad_rms/blocks/0/attention/key/kernel"
 
 
@@ -427,6 +438,7 @@ def additional_interventions(table: pd.DataFrame, curves: pd.DataFrame, study: S
 
 
 EXPLODES = 0.5  # nats above the loss before: a spike
+
 TENSOR = "blocks/0/mlp_in"  # of the histograms: the early layer that P2 is about
 
 

@@ -8,7 +8,8 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from proxies_lib.config import Run, Study
+from proxies_lib.config import Run
+from proxies_lib.science.protocol import Study
 
 
 def every(run: Run, study: Study) -> bool:
@@ -122,6 +123,7 @@ _FIGURES = (
     Figure("P2.batches", "10", "figP2_batches", "every batch new|.*, again and again"),
     Figure("P2.formats", "10", "figP2_formats", "ε = 1e-8, no burst|float.*, loss × .*"),
 )
+
 FIGURES = {figure.name: figure for figure in _FIGURES}
 
 

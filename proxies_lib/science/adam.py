@@ -14,8 +14,11 @@ from proxies_lib.config import refuse
 from proxies_lib.optim import HISTOGRAM_RANGE
 
 LEVEL = 0.05  # of the dip test
+
 CORRELATED = 0.5  # ρ at which the simulation has two clear modes: what training's dips are measured against
+
 BETA1, BETA2 = (0.0, 0.5, 0.8, 0.9, 0.95), (0.9, 0.95, 0.99, 0.999)
+
 SHARES = tuple(np.round(np.linspace(0, 1, 21), 2))  # of ρ, where its first rejected value is looked for
 
 

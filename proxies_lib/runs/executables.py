@@ -14,7 +14,7 @@ import tempfile
 
 import jax
 
-from proxies_lib import config
+from proxies_lib import config, paths
 
 try:  # names that JAX keeps to itself: a version without them has its own cache, unchecked
     from jax._src import compilation_cache
@@ -76,7 +76,7 @@ def use_cache(say=_say):
     """Compile through the cache from now on. It is kept by machine: executables of another CPU do
     not load."""
     machine = config.digest({"flags": cpu("flags"), "machine": platform.machine()})[:8]
-    where = config.folder("cache") / "executables" / machine
+    where = paths.folder("cache") / "executables" / machine
     if hasattr(compilation_cache, "get_file_cache"):
         compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)
     jax.config.update("jax_compilation_cache_dir", str(where))

@@ -1,46 +1,53 @@
-"""The scoreboard: a claim's effect per seed, its interval, n and verdict; published tables.
+"""Between a notebook and its results: collect runs, save figures, publish verdicts."""
 
-A claim holds when its whole interval lies on the claimed side of a threshold fixed in `checks`, before the runs.
-"""
-
+import importlib.metadata
 import io
+import json
 import pathlib
 
-import numpy as np
+import matplotlib.pyplot as plt
 import pandas as pd
 
-from proxies_lib import analysis, config, outputs, store
-from proxies_lib.config import Study, UserError
-from proxies_lib.figures import FIGURES
+from proxies_lib import config, paths
+from proxies_lib.config import Run, UserError
+from proxies_lib.runs import provenance, tables
+from proxies_lib.runs.engines import cores
+from proxies_lib.runs.provenance import commit
+from proxies_lib.runs.sweep import plan, run
+from proxies_lib.science import outputs, protocol
+from proxies_lib.science.claims import FAILS, HOLDS, UNTESTABLE
+from proxies_lib.science.figures import FIGURES
+from proxies_lib.science.protocol import Study
 
-HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale"
-VERDICTS = (HOLDS, FAILS, UNTESTABLE)
-CLAIMS = "claims.csv"
-COLUMNS = ["claim", "figure", "section", "statement", "measure", "effect", "lo", "hi", "n", "verdict", "note"]
+PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
 
 
-def check(claim, figure, statement, measure, values, side: str, threshold: float, note="", unless="") -> dict:
-    """One verdict from an effect per seed: `side` "above" or "below" the threshold, interval included.
+def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.DataFrame, study: Study):
+    """Write <name>.{png,svg,csv} to the figures of the study's label; while only reading, write nothing.
 
-    `unless` is the reason, where there is one, why this scale cannot test the claim; a value that is nan is one too.
-    A single seed is judged by its value, and the note says so.
+    The csv holds exactly the plotted numbers, a `panel` column first; png and svg carry scale, overrides, corpus,
+    devices, versions and commits of the runs, and the commit of the drawing.
     """
-    values = np.asarray(values, float)
-    effect, lo, hi = analysis.interval(values)
-    if not unless and (not len(values) or np.isnan(values).any()):
-        unless = "no such run, or no such point in one"
-    if unless:
-        verdict, note = UNTESTABLE, unless
-    else:
-        edge = {"above": lo, "below": hi}[side] if len(values) > 1 else effect
-        verdict = HOLDS if (edge > threshold if side == "above" else edge < threshold) else FAILS
-        if len(values) == 1:
-            note = f"{note}; one seed, no interval".lstrip("; ")
-        elif verdict == FAILS and (effect > threshold) == (side == "above"):
-            note = f"{note}; undecided: the interval includes {threshold:g}".lstrip("; ")
-    measure = f"{measure} ({side} {threshold:g})"
-    return {"claim": claim, "figure": figure, "statement": statement, "measure": measure, "effect": effect,
-            "lo": lo, "hi": hi, "n": len(values), "verdict": verdict, "note": note}  # fmt: skip
+    if not study.publish:
+        return
+    target = outputs.target("figures", study.label)
+    seen = {k: sorted(map(str, runs[k].unique())) for k in PROVENANCE}
+    about = {"scale": study.scale, "overrides": dict(study.overrides), "runs": len(runs), **seen,
+             "drawn_at_commit": provenance.commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip
+    text = json.dumps(about, sort_keys=True)
+    for kind, metadata in (("png", {"Description": text}), ("svg", {"Description": text, "Date": None})):
+        picture = io.BytesIO()
+        fig.savefig(picture, format=kind, metadata=metadata)
+        paths.write_atomically(target / f"{name}.{kind}", picture.getvalue())
+    numbers = pd.concat([frame.assign(panel=panel) for panel, frame in frames.items()], ignore_index=True)
+    numbers = numbers[["panel", *(c for c in numbers.columns if c != "panel")]]
+    paths.write_atomically(target / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode())
+
+VERDICTS = (HOLDS, FAILS, UNTESTABLE)
+
+CLAIMS = "claims.csv"
+
+COLUMNS = ["claim", "figure", "section", "statement", "measure", "effect", "lo", "hi", "n", "verdict", "note"]
 
 
 def structure_only(rows: list[dict], study: Study) -> list[dict]:
@@ -61,7 +68,7 @@ def predict(predicted: pd.DataFrame, fitted: pd.DataFrame, held_out_stored: int,
     mark = config.digest({"keys": " ".join(sorted(fitted["key"].unique()))})
     places = [path]
     if not study.train:
-        published = config.folder("papermill_runs")
+        published = paths.folder("papermill_runs")
         places += [published / study.label / file, published / study.scale / file]
     for place in places:
         known = _read_csv(place, {"fitted_on": str})
@@ -69,7 +76,7 @@ def predict(predicted: pd.DataFrame, fitted: pd.DataFrame, held_out_stored: int,
             return known
     predicted = predicted.assign(fitted_on=mark, held_out_stored=held_out_stored)
     if study.publish:
-        store.write_atomically(path, predicted.to_csv(index=False).encode())
+        paths.write_atomically(path, predicted.to_csv(index=False).encode())
     return predicted
 
 
@@ -84,7 +91,7 @@ def publish(rows: list[dict], section: str, study: Study) -> pd.DataFrame:
         elif path.exists():
             print(f"{CLAIMS} of {study.label} was damaged: it is begun anew, with section {section}")
         text = merged.sort_values("section", kind="stable").to_csv(index=False, float_format="%.6g")
-        store.write_atomically(path, text.encode())
+        paths.write_atomically(path, text.encode())
     return mine
 
 
@@ -137,11 +144,11 @@ def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
     """
     shown = short(rows)
     if label:
-        published = config.folder("figures") / label
+        published = paths.folder("figures") / label
         folder = outputs.source("figures", label, "") or published
         own = "" if folder == published else "local/"
         up = f"{up}../" if up and outputs.target("figures", label) != published else up
-        names = {path.stem[:2]: path.stem for path in (config.root() / "notebooks").glob("[0-9]*_*.py")}
+        names = {path.stem[:2]: path.stem for path in (paths.root() / "notebooks").glob("[0-9]*_*.py")}
         stems = [FIGURES[figure].file for figure in rows["figure"]]
         where = f"{up}figures/{own}{label}/"
         links = [
@@ -150,7 +157,7 @@ def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
         ]
         figures = [f"[{f}]({where}{stem}.png)" for f, stem in zip(rows["figure"], stems, strict=True)]
         shown = shown.assign(figure=figures, **{"notebook, data": links})
-    return analysis.markdown(shown)
+    return markdown(shown)
 
 
 def tally(rows: pd.DataFrame) -> str:
@@ -166,3 +173,68 @@ def against(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Claims of two scoreboards side by side: `verdict` and `effect` of each, `same` where the verdicts agree."""
     both = rows.merge(other, on="claim", suffixes=("", "_other"))
     return both.assign(same=both["verdict"] == both["verdict_other"])
+
+
+def collect(runs: dict[str, list[Run]], study: Study, columns=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What notebooks call: print the plan, train what is missing if `study.train`, return runs and curves.
+
+    `runs` maps the name of a method to its runs; the table has a row per method and run (a run may serve several),
+    in that order, and only the curves that begin with one of `columns`. Reading (train=False) also looks into the
+    committed table of the label or else of the scale; training never does.
+    """
+    layer = None if study.train else _published_table(study)
+    if study.publish:
+        outputs.claim(study, commit())
+    everything = [one for each in runs.values() for one in each]
+    the_plan = plan(everything, layer=layer, prepare=study.train)
+    print(the_plan.describe(cores()))
+    if study.train:
+        run(the_plan)
+        the_plan = plan(everything)
+    table, curves = tables.table(list(the_plan.found), the_plan.folder, layer, columns)
+    position = {f.run: i for i, f in enumerate(the_plan.found)}
+    rows = [table.iloc[[position[one] for one in dict.fromkeys(each)]].assign(method=m) for m, each in runs.items()]
+    return pd.concat(rows, ignore_index=True), curves
+
+
+def _published_table(study: Study) -> pathlib.Path:
+    """The folder of the committed table that a study reads where its store lacks a run."""
+    published = paths.folder("papermill_runs")
+    own = published / study.label
+    return own if (own / "curves.parquet").exists() else published / study.scale
+
+
+def protocol_table() -> pd.DataFrame:
+    """The protocol of every scale side by side, as `config.scales` fixes it."""
+    columns = {}
+    for s in protocol.scales().values():
+        b, m = s.base, s.base.model
+        columns[s.scale] = {
+            "data": f"{b.data}, vocabulary {m.vocab_size}",
+            "width × layers": _sizes(s.sizes),
+            "by width (Fig. 7)": _sizes(s.widths),
+            "by depth (Fig. 7)": _sizes(s.depths),
+            "jointly (Fig. E.3)": _sizes(s.joint),
+            "fitted → predicted (Fig. 9)": f"{_sizes(s.fitted)} → {_sizes(s.held_out)}",
+            "warm-ups (Fig. 5)": ", ".join(f"{100 * share:g} %" for share in s.warmups),
+            "longest training (Fig. 4)": f"{s.horizon * b.hparams.steps} steps",
+            "batch × length": f"{b.train.batch_size} × {m.seq_len}",
+            "steps (warm-up)": f"{b.hparams.steps} ({b.hparams.warmup_steps})",
+            "seeds": str(len(s.seeds)),
+            "learning rates": ", ".join(f"{lr:g}" for lr in s.lrs),
+            "window of S": f"{s.window[0]:g} – {s.window[-1]:g}",
+            "compute": m.compute_dtype,
+        }
+    return pd.DataFrame(columns)
+
+
+def _sizes(sizes) -> str:
+    return ", ".join(f"{d}×{n}" for d, n in sizes)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A frame as a Markdown table, without its index."""
+    body = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    return "\n".join(
+        "| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *body]
+    )

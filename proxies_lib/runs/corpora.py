@@ -1,8 +1,4 @@
-"""Where text comes from: documents of the standard library, of text files, and of C4's shards.
-
-A document is a pair of a name and its text. Whatever cannot be read is refused in one line that
-names the file, and for a C4 shard the line in it. Nothing is opened that is not a regular file.
-"""
+"""Sources of text, and their preparation into packed tokens."""
 
 import functools
 import glob

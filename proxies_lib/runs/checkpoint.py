@@ -25,15 +25,18 @@ from operator import itemgetter
 import jax
 import numpy as np
 
-from proxies_lib import config, store
+from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError
 
 # FLOPs of a device between two checkpoints: about five minutes of an H200 or ten of a v5e chip; five of a laptop.
 FLOPS_BETWEEN = {"cpu": 1e13}
+
 FLOPS_BETWEEN_ON_ACCELERATORS = 1e17
+
 KEEP = 2  # the last ones of a group
 
 _terminated = threading.Event()
+
 _chunks = 0  # that this process has trained: processes in step count alike
 
 
@@ -47,7 +50,7 @@ def root():
     """The folder of checkpoints: PROXIES_CHECKPOINTS, also a bucket (gs://…), which hosts that share nothing need."""
     from etils import epath
 
-    return epath.Path(os.environ.get("PROXIES_CHECKPOINTS") or config.folder("store") / "checkpoints")
+    return epath.Path(os.environ.get("PROXIES_CHECKPOINTS") or paths.folder("store") / "checkpoints")
 
 
 def interval(run: Run, layout) -> int:
@@ -107,7 +110,7 @@ def pending(missing, say=print) -> list[dict]:
 
 def _read_group(folder) -> dict | None:
     """The group of a folder of checkpoints, None where its file is damaged or of other fields."""
-    from proxies_lib.train import Layout
+    from proxies_lib.layout import Layout
 
     try:
         if not (folder / "group.json").is_file():  # a pipe would wait for ever
@@ -217,7 +220,7 @@ class Group:
         if "://" in os.fspath(file):  # a bucket writes objects whole
             file.write_bytes(content)
         else:
-            store.write_atomically(pathlib.Path(file), content)
+            paths.write_atomically(pathlib.Path(file), content)
 
     def restore(self, state, metrics, step: int | None = None):
         """State, first losses and points of the checkpoint at `step`, or of the last whole one;

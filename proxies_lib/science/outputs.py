@@ -13,13 +13,14 @@ import json
 import os
 import pathlib
 
-from proxies_lib import config, store
-from proxies_lib.config import Study, UserError
+from proxies_lib import config, paths
+from proxies_lib.config import UserError
+from proxies_lib.runs.provenance import committed
+from proxies_lib.science.protocol import Study
 
 PUBLISH = "PROXIES_PUBLISH"  # set for this process and its kernels by `--publish`
+
 PROTOCOL = "protocol.json"  # which overrides a label stands for, at which commit it was last written
-UNKNOWN = "unknown"  # a commit, where there is no git
-CHANGED = "+changes"  # what a commit ends with where code differs from it
 
 
 def publishing() -> bool:
@@ -29,25 +30,20 @@ def publishing() -> bool:
 def local(kind: str) -> pathlib.Path:
     """One's own outputs of a `kind`, "figures" or "papermill_runs"."""
     named = os.environ.get(f"PROXIES_{kind.upper()}")
-    return config.folder(kind) if named else config.folder(kind) / "local"
+    return paths.folder(kind) if named else paths.folder(kind) / "local"
 
 
 def target(kind: str, label: str) -> pathlib.Path:
     """The folder that this process writes a label's outputs to."""
-    return (config.folder(kind) if publishing() else local(kind)) / label
+    return (paths.folder(kind) if publishing() else local(kind)) / label
 
 
 def source(kind: str, label: str, file: str, published: bool = False) -> pathlib.Path | None:
     """The folder to read a label's `file` from: one's own, unless only `published` ones are wanted."""
     config.component("label", label)
     places = [] if published or publishing() else [local(kind) / label]
-    places.append(config.folder(kind) / label)
+    places.append(paths.folder(kind) / label)
     return next((place for place in places if (place / file).exists()), None)
-
-
-def committed(commit: str) -> bool:
-    """Whether a recorded commit says exactly which code ran."""
-    return commit != UNKNOWN and not commit.endswith(CHANGED)
 
 
 def claim(study: Study, commit: str):
@@ -63,7 +59,7 @@ def claim(study: Study, commit: str):
         config.refuse("label", study.label, f"holds another protocol ({changes}); choose another --label")
     if known != protocol | {"commit": commit}:
         text = json.dumps(protocol | {"commit": commit}, indent=1) + "\n"
-        store.write_atomically(path, text.encode())
+        paths.write_atomically(path, text.encode())
 
 
 def _decoded(overrides: tuple) -> dict:

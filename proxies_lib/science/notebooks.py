@@ -9,11 +9,15 @@ import tempfile
 
 import jupytext
 
-from proxies_lib import config, outputs, sweep
+from proxies_lib import paths
 from proxies_lib.config import Run, UserError, refuse
+from proxies_lib.runs import engines
+from proxies_lib.science import outputs
 
 KERNEL = "python3"
+
 GRIDS = ("runs", "held_out")  # what the cells tagged `grid` may define, by method
+
 START_SECONDS = 180  # for a kernel to answer, on a busy machine
 
 
@@ -21,7 +25,7 @@ def sections() -> dict[str, pathlib.Path]:
     """The notebooks by number: {"01": …/01_attention_logit_growth.py}."""
     return {
         path.name[:2]: path
-        for path in sorted((config.root() / "notebooks").glob("[0-9][0-9]_*.py"))
+        for path in sorted((paths.root() / "notebooks").glob("[0-9][0-9]_*.py"))
     }
 
 
@@ -30,7 +34,7 @@ def choose(names: list[str]) -> list[pathlib.Path]:
     UserError."""
     known = sections()
     if not known:
-        raise UserError(f"notebooks: none in {config.root()}; stand in the project's folder")
+        raise UserError(f"notebooks: none in {paths.root()}; stand in the project's folder")
     chosen = []
     for name in names or list(known):
         if name[:2] not in known or name not in (name[:2], known[name[:2]].stem):
@@ -72,7 +76,7 @@ def _grid_cells(path: pathlib.Path, parameters: dict) -> dict:
             except UserError:
                 raise
             except Exception as error:
-                why = sweep.what_failed(error)
+                why = engines.what_failed(error)
                 raise UserError(f"{path.stem}: a cell of its grid failed ({why})") from error
     return space
 
@@ -81,7 +85,7 @@ def _read(path: pathlib.Path):
     try:
         return jupytext.read(path)
     except (OSError, ValueError) as error:
-        why = sweep.what_failed(error)
+        why = engines.what_failed(error)
         raise UserError(f"{path.stem}: cannot be read as a notebook ({why})") from None
 
 
@@ -105,7 +109,7 @@ def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
         nbformat.write(notebook, scratch)
         os.replace(scratch, target)
     except OSError as error:
-        raise UserError(f"{path.stem}: {sweep.what_failed(error)}") from None
+        raise UserError(f"{path.stem}: {engines.what_failed(error)}") from None
     return target
 
 
@@ -122,7 +126,7 @@ def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
                 parameters=parameters,
                 kernel_name=KERNEL,
                 progress_bar=False,
-                cwd=str(config.root()),
+                cwd=str(paths.root()),
                 start_timeout=START_SECONDS,
             )
         except papermill.PapermillExecutionError as error:
@@ -133,7 +137,7 @@ def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
         except OSError:
             raise
         except Exception as error:  # a kernel that dies or does not start has no type in common
-            why = sweep.what_failed(error)
+            why = engines.what_failed(error)
             if "died" in why:
                 why += "; the system kills one where memory runs out"
             raise UserError(f"{name}: its kernel failed ({why}); see {scratch.name}") from error
@@ -173,7 +177,7 @@ def _quiet_kernel():
         write_kernel_spec(pathlib.Path(folder) / "kernels" / KERNEL)
         places = filter(None, (folder, os.environ.get("JUPYTER_PATH")))
         with (
-            config.environment("IPYTHONDIR", folder),
-            config.environment("JUPYTER_PATH", os.pathsep.join(places)),
+            paths.environment("IPYTHONDIR", folder),
+            paths.environment("JUPYTER_PATH", os.pathsep.join(places)),
         ):
             yield

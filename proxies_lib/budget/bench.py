@@ -21,11 +21,15 @@ import unittest.mock
 
 import numpy as np
 
-from proxies_lib import config, data, model, optim, settings, store, sweep
+from proxies_lib import config, ops, optim, paths, settings
+from proxies_lib.runs import datasets, provenance, store, sweep, tables
+from proxies_lib.science import protocol
 
 SHAPES = ((32, 2), (64, 3), (128, 4))
+
 PROFILED_CALLS = 5
-SWEEP_LRS, SWEEP_STEPS = config.PAPER_WINDOW, 400
+
+SWEEP_LRS, SWEEP_STEPS = protocol.PAPER_WINDOW, 400
 
 
 def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
@@ -33,7 +37,7 @@ def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
     step) and print a table, or JSON lines with the machine's description."""
     part = part or ("step" if settings.platform_of_jax() == "cpu" else "lanes")
     if part in ON_ONE_CORE:  # a fresh process: threads are set before JAX starts
-        command = [sys.executable, "-m", "proxies_lib.bench", part, str(seconds), "json" if as_json else "table"]
+        command = [sys.executable, "-m", "proxies_lib.budget.bench", part, str(seconds), "json" if as_json else "table"]
         subprocess.run(command, env=os.environ | settings.ONE_THREAD_AT_START, check=True)
         return
     measure = {
@@ -47,10 +51,10 @@ def show(title: str, rows, as_json: bool):
     """Print rows as they come: JSON lines, or a table headed by the machine's description."""
     for i, row in enumerate(rows):
         if as_json:
-            print(json.dumps({"bench": title} | row | sweep.provenance()), flush=True)
+            print(json.dumps({"bench": title} | row | provenance.provenance()), flush=True)
             continue
         if not i:
-            at = sweep.provenance()
+            at = provenance.provenance()
             print(f"{title}: {at['device']}, {os.cpu_count()} cores, jax {at['jax']}, commit {at['commit']}")
             print("  ".join(f"{name:>{max(len(name), 9)}}" for name in row))
         print("  ".join(f"{_short(value):>{max(len(name), 9)}}" for name, value in row.items()), flush=True)
@@ -63,7 +67,7 @@ def _short(value) -> str:
 
 def bench_run(shape: tuple[int, int], **changes) -> config.Run:
     """The run that is measured at (d, L), in the sizes in which the peers were measured."""
-    base = config.replace(config.scales()["laptop"].base, data="synthetic", d_model=shape[0], n_layers=shape[1])
+    base = config.replace(protocol.scales()["laptop"].base, data="synthetic", d_model=shape[0], n_layers=shape[1])
     sizes = {"d_head": 16, "vocab_size": 1024, "seq_len": 64, "batch_size": 16, "log_every": 10, "steps": 320}
     return config.replace(base, **(sizes | {"warmup_steps": 16} | changes))
 
@@ -72,7 +76,8 @@ class _Training:
     """A compiled program and its state, advanced call by call; as a worker trains it, unless there is a layout."""
 
     def __init__(self, run: config.Run, layout=None, devices=None):
-        from proxies_lib.train import Trainer, layout_alone
+        from proxies_lib.layout import layout_alone
+        from proxies_lib.train import Trainer
 
         layout = layout or layout_alone(run)
         self.trainer, self.times = Trainer(*run.program, layout, devices), []
@@ -81,7 +86,7 @@ class _Training:
         everywhere = self.trainer.shardings()
         numbers = {name: np.full(lead, value, np.float32) for name, value in optim.inputs(run.hparams).items()}
         self.h = {name: self.trainer.put(value, everywhere) for name, value in numbers.items()}
-        dataset = data.open_dataset(run.data, run.model.vocab_size)
+        dataset = datasets.open_dataset(run.data, run.model.vocab_size)
         self.tokens = self.trainer.tokens(dataset, [run.order] * max(layout.lanes, 1), 0)
         self.state = self.trainer.start(self.h, self.trainer.put(np.zeros(lead, np.int32), everywhere))
         self.advance()
@@ -117,7 +122,7 @@ def measure_step(seconds: float):
     """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it; the shares
     of a step's time that taps (with tensor RMS, once per `log_every`; against a program without them) and calls (boundaries,
     once per `points`) take; compile seconds, memory of the step (MiB); all medians of rounds."""
-    from proxies_lib.train import Layout
+    from proxies_lib.layout import Layout
 
     peak = _matmul_peak()
     for shape in SHAPES:
@@ -151,8 +156,8 @@ def measure_step(seconds: float):
 
 def _without_taps():
     """Where a program is traced: its probes then see nothing, and cost nothing."""
-    observe = model.when
-    return unittest.mock.patch.object(model, "when", lambda probe, *seen: observe(False, *seen))
+    observe = ops.when
+    return unittest.mock.patch.object(ops, "when", lambda probe, *seen: observe(False, *seen))
 
 
 KINDS = ("products", "reductions", "other")
@@ -217,7 +222,7 @@ def _models() -> list[config.Run]:
     """On an accelerator the models of the gpu scale, each with its batch; else those of `SHAPES`."""
     if settings.platform_of_jax() == "cpu":
         return [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]
-    study = config.scales()["gpu"]
+    study = protocol.scales()["gpu"]
     base = config.replace(study.base, data="synthetic", log_every=10)  # speed does not depend on the text
     return [config.replace(base, d_model=d, n_layers=n) for d, n in study.sizes]
 
@@ -228,7 +233,7 @@ def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
     lanes reach on each, compile seconds, memory of a device (MiB)."""
     import jax
 
-    from proxies_lib.train import layout_for
+    from proxies_lib.layout import layout_for
 
     accelerator, devices = settings.platform_of_jax() != "cpu", jax.devices()
     for run in runs or _models():
@@ -261,8 +266,8 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
     `interval_s`, the training between two; `share`, waits_s of that, and `share_at_most`, all of whole_s."""
     import jax
 
-    from proxies_lib import checkpoint
-    from proxies_lib.train import Layout, layout_for
+    from proxies_lib.layout import Layout, layout_for
+    from proxies_lib.runs import checkpoint
 
     devices = jax.devices()
     for run in runs or _models():
@@ -274,7 +279,7 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
         rounds, deadline = [], time.monotonic() + seconds
         while time.monotonic() < deadline or len(rounds) < 5:
             points = [training.advance()] * (every // run.train.log_every)
-            with tempfile.TemporaryDirectory() as folder, config.environment("PROXIES_CHECKPOINTS", folder):
+            with tempfile.TemporaryDirectory() as folder, paths.environment("PROXIES_CHECKPOINTS", folder):
                 group = checkpoint.Group([run], ["bench"], layout)
                 started = time.perf_counter()
                 group.after(every, training.state, np.zeros(max(layout.lanes, 1), np.float32), points)
@@ -300,7 +305,7 @@ def sweep_seconds(shape: tuple[int, int], workers: int, seeds) -> tuple[list[flo
     """Seconds of a sweep for each seed, start of the workers included, and the runs of one: 7 learning rates × 2 arms
     of 400 steps. The first seed meets an empty store and an empty compilation cache, the others a warm cache."""
     walls = []
-    with tempfile.TemporaryDirectory() as scratch, config.environment("PROXIES_CACHE", f"{scratch}/cache"):
+    with tempfile.TemporaryDirectory() as scratch, paths.environment("PROXIES_CACHE", f"{scratch}/cache"):
         for seed in seeds:
             base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
             runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})
@@ -324,6 +329,7 @@ def measure_sweep(shapes, workers=(1, 2)):
 
 
 LOOSE_RUNS = 10_000  # more are packed without being records first, which takes a durable file each
+
 FEW = ("statistic/1",)  # 11 of 80 curves
 
 
@@ -354,8 +360,8 @@ def _store_runs(count: int) -> list[config.Run]:
 
 def _store_records(count: int):
     """Records of `_store_runs`; their curves are noise, which no compression shortens much."""
-    fingerprint = data.open_dataset("synthetic", 1024).fingerprint
-    origin = {"fingerprint": fingerprint, **sweep.provenance()}
+    fingerprint = datasets.open_dataset("synthetic", 1024).fingerprint
+    origin = {"fingerprint": fingerprint, **provenance.provenance()}
     result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
     steps, rng = np.arange(1, 33, dtype=np.int32) * 10 - 1, np.random.default_rng(0)
     for run in _store_runs(count):
@@ -389,7 +395,7 @@ def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
     started = time.perf_counter()
     plan = sweep.plan(runs, folder)
     planned = time.perf_counter()
-    store.table(list(plan.found), plan.folder, columns=columns)
+    tables.table(list(plan.found), plan.folder, columns=columns)
     done = time.perf_counter()
     return planned - started, done - planned, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

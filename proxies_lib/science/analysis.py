@@ -7,48 +7,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from proxies_lib import config
 from proxies_lib.config import UserError
+from proxies_lib.science import protocol
 
 FAILURE = 0.1  # a run fails when it loses this share of what the best LR learns
+
 LATE = 0.05  # of the logged points, at the end of training; P1 averages its last 500 of 1e5 steps
+
 CONFIDENCE = 0.95
-
-
-def protocol_table() -> pd.DataFrame:
-    """The protocol of every scale side by side, as `config.scales` fixes it."""
-    columns = {}
-    for s in config.scales().values():
-        b, m = s.base, s.base.model
-        columns[s.scale] = {
-            "data": f"{b.data}, vocabulary {m.vocab_size}",
-            "width × layers": _sizes(s.sizes),
-            "by width (Fig. 7)": _sizes(s.widths),
-            "by depth (Fig. 7)": _sizes(s.depths),
-            "jointly (Fig. E.3)": _sizes(s.joint),
-            "fitted → predicted (Fig. 9)": f"{_sizes(s.fitted)} → {_sizes(s.held_out)}",
-            "warm-ups (Fig. 5)": ", ".join(f"{100 * share:g} %" for share in s.warmups),
-            "longest training (Fig. 4)": f"{s.horizon * b.hparams.steps} steps",
-            "batch × length": f"{b.train.batch_size} × {m.seq_len}",
-            "steps (warm-up)": f"{b.hparams.steps} ({b.hparams.warmup_steps})",
-            "seeds": str(len(s.seeds)),
-            "learning rates": ", ".join(f"{lr:g}" for lr in s.lrs),
-            "window of S": f"{s.window[0]:g} – {s.window[-1]:g}",
-            "compute": m.compute_dtype,
-        }
-    return pd.DataFrame(columns)
-
-
-def _sizes(sizes) -> str:
-    return ", ".join(f"{d}×{n}" for d, n in sizes)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A frame as a Markdown table, without its index."""
-    body = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
-    return "\n".join(
-        "| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *body]
-    )
 
 
 def with_loss(runs: pd.DataFrame) -> pd.DataFrame:
@@ -113,9 +79,9 @@ def lr_sensitivity(runs: pd.DataFrame, by: list[str], window) -> pd.DataFrame:
     return _summary(lr_sensitivity_per_seed(runs, by, window), by, "S")
 
 
-def sensitivities(runs: pd.DataFrame, by: list[str], study: config.Study) -> dict[str, pd.DataFrame]:
+def sensitivities(runs: pd.DataFrame, by: list[str], study: protocol.Study) -> dict[str, pd.DataFrame]:
     """S over the scale's window and, beside it, over those of the paper's LRs that all `runs` have, by title."""
-    paper = tuple(lr for lr in config.PAPER_WINDOW if not where(runs, lr=lr).empty)
+    paper = tuple(lr for lr in protocol.PAPER_WINDOW if not where(runs, lr=lr).empty)
     titles = {f"window {study.window[0]:g} – {study.window[-1]:g}": study.window}
     if paper != tuple(study.window):
         titles[f"the paper's LRs {paper[0]:g} – {paper[-1]:g}"] = paper

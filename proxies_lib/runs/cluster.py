@@ -14,11 +14,14 @@ import re
 import socket
 import tempfile
 
-from proxies_lib import config, data, settings, store, sweep
+from proxies_lib import config, paths, settings
 from proxies_lib.config import Run, UserError, refuse
+from proxies_lib.runs import datasets, engines, provenance, store
 
 LANES = 16  # runs of a job on an accelerator
+
 LOSSES = 5  # a job that took more workers than this with it ends the sweep
+
 # One chip also on a slice of several hosts: Ray bounds the process to it, so that hosts do not wait for each other.
 SLOTS = {"TPU": {"num_cpus": 0, "resources": {"TPU": 1}}, "GPU": {"num_cpus": 0, "num_gpus": 1}, "CPU": {"num_cpus": 1}}
 
@@ -30,14 +33,14 @@ class Worker:
     def __init__(self, lanes: int):
         if not lanes:
             settings.use_one_thread()
-        from proxies_lib import executables  # jax only now: its threads are counted as it starts
+        from proxies_lib.runs import executables  # jax only now: its threads are counted as it starts
 
         executables.use_cache()
         self.lanes, self.trainers = lanes, {}
 
     def check(self, fingerprints: dict[tuple[str, int], str]) -> str:
         """What makes this node unfit, in one line, or "". Its corpora must be the driver's; `stdlib` prepares itself."""
-        node, cache = f"node {platform.node()}", config.folder("cache")
+        node, cache = f"node {platform.node()}", paths.folder("cache")
         if self.lanes and settings.platform_of_jax() == "cpu":
             return f"{node}: Ray counts accelerators here, but jax finds none; install jax for them"
         cache.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,7 @@ class Worker:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for corpus, expected in fingerprints.items():
                 try:
-                    found = data.open_dataset(*corpus, say=lambda line: None).fingerprint
+                    found = datasets.open_dataset(*corpus, say=lambda line: None).fingerprint
                 except UserError as error:
                     return f"{node}: {error}"
                 if found != expected:
@@ -57,9 +60,10 @@ class Worker:
         """Metadata and curves of runs of one program, which must have the same `keys` on this node."""
         import jax
 
-        from proxies_lib.train import Trainer, layout_alone, layout_for
+        from proxies_lib.layout import layout_alone, layout_for
+        from proxies_lib.train import Trainer
 
-        program, dataset = runs[0].program, data.open_dataset(runs[0].data, runs[0].model.vocab_size)
+        program, dataset = runs[0].program, datasets.open_dataset(runs[0].data, runs[0].model.vocab_size)
         if [config.key(one, dataset.fingerprint) for one in runs] != keys:
             raise UserError(f"node {platform.node()}: has another version of proxies_lib; install the same everywhere")
         devices = jax.devices() if self.lanes else None
@@ -67,8 +71,8 @@ class Worker:
         if compiled not in self.trainers:
             self.trainers[compiled] = Trainer(*compiled, devices)
         with tempfile.TemporaryDirectory() as scratch:
-            for one, result in sweep.train_all(self.trainers[compiled], runs, dataset):
-                sweep.record(scratch, one, dataset, result)
+            for one, result in engines.train_all(self.trainers[compiled], runs, dataset):
+                provenance.record(scratch, one, dataset, result)
             return [store.read(scratch, key) for key in keys]
 
 
@@ -103,19 +107,19 @@ def _serve(ray, plan, workers: int, quiet: bool):
     if kind == "CPU":
         options["runtime_env"] = {"env_vars": settings.ONE_THREAD_AT_START}
     corpora = {(f.run.data, f.run.model.vocab_size) for f in plan.missing}
-    fingerprints = {corpus: data.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)}
-    jobs, lost, awaited = sweep.Jobs(plan, max(lanes, 1)), collections.Counter(), {}  # an answer: (worker, job or None)
-    progress = sweep.Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
+    fingerprints = {corpus: datasets.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)}
+    jobs, lost, awaited = engines.Jobs(plan, max(lanes, 1)), collections.Counter(), {}  # an answer: (worker, job or None)
+    progress = engines.Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
     actor = ray.remote(Worker).options(**options)
 
-    def accept(answer, worker, job: sweep.Job | None):
+    def accept(answer, worker, job: engines.Job | None):
         """Store what a worker sends, or put its job back where it is gone; hand it the next job."""
         try:
             sent = ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
-            raise UserError(f"ray: {sweep.what_failed(error.cause)}; {sweep.GO_ON}") from error
+            raise UserError(f"ray: {engines.what_failed(error.cause)}; {engines.GO_ON}") from error
         except ray.exceptions.RayError as error:
             ray.kill(worker)
             lost[job] += 1

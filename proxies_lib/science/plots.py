@@ -3,10 +3,7 @@
 A plot draws all it is given: a diverged run sits, marked, on the ℓ0 line. One style per method everywhere.
 """
 
-import importlib.metadata
-import io
 import itertools
-import json
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -14,10 +11,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from proxies_lib import analysis, outputs, store, sweep
-from proxies_lib.config import Study
+from proxies_lib.science import analysis
 
 BLUE, RED = ("#3b6fb6", "o"), ("#c44e52", "X")  # the default, and the same without qk-layernorm
+
 METHODS = {  # color, marker; several names of one configuration share them
     **dict.fromkeys(
         ("with qk-layernorm", "default", "decay, z-loss", "warm-up 5 %", "independent decay 1e-4", "decay 1e-4", "by width",
@@ -54,7 +51,7 @@ METHODS = {  # color, marker; several names of one configuration share them
        (("float16", "#46a35e"), ("float8_e5m2", "#e07a3f"), ("float8_e4m3fn", "#5e3c99"))
        for scale, marker in ((1, "<"), (64, ">"))},
 }  # fmt: skip
-PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
+
 LR_AXIS, LOSS_AXIS, N_AXIS = (
     "peak learning rate", "final validation loss (nats/token)", "N, parameters of the blocks",
 )  # fmt: skip
@@ -433,25 +430,3 @@ def figure_e13(observed: pd.DataFrame, gradient: str, update: str, eps: float) -
     for ax in axes[-1]:
         ax.set_xlabel("step")
     return fig
-
-
-def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.DataFrame, study: Study):
-    """Write <name>.{png,svg,csv} to the figures of the study's label; while only reading, write nothing.
-
-    The csv holds exactly the plotted numbers, a `panel` column first; png and svg carry scale, overrides, corpus,
-    devices, versions and commits of the runs, and the commit of the drawing.
-    """
-    if not study.publish:
-        return
-    target = outputs.target("figures", study.label)
-    seen = {k: sorted(map(str, runs[k].unique())) for k in PROVENANCE}
-    about = {"scale": study.scale, "overrides": dict(study.overrides), "runs": len(runs), **seen,
-             "drawn_at_commit": sweep.commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip
-    text = json.dumps(about, sort_keys=True)
-    for kind, metadata in (("png", {"Description": text}), ("svg", {"Description": text, "Date": None})):
-        picture = io.BytesIO()
-        fig.savefig(picture, format=kind, metadata=metadata)
-        store.write_atomically(target / f"{name}.{kind}", picture.getvalue())
-    numbers = pd.concat([frame.assign(panel=panel) for panel, frame in frames.items()], ignore_index=True)
-    numbers = numbers[["panel", *(c for c in numbers.columns if c != "panel")]]
-    store.write_atomically(target / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode())

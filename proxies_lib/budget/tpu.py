@@ -6,7 +6,6 @@ the compiler's word; times are FLOPs over a stated utilization, never measured h
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -19,15 +18,21 @@ import time
 
 import pandas as pd
 
-from proxies_lib import config
+from proxies_lib import config, paths
 from proxies_lib.config import ModelConfig, Run, UserError, refuse
+from proxies_lib.runs import provenance
+from proxies_lib.science import protocol
 
 GIB = 2**30
+
 TIGHT = 0.9  # of a chip's memory
+
 UTILIZATION = 0.4  # model FLOPs per peak FLOP of a TPU, assumed
-GPU_FLOPS, GPU_UTILIZATION = 989e12, 0.3  # H200, dense bf16 peak per second (its data sheet); assumed share of it
+
 MEASURED, PAGE = "docs/tpu_check.csv", "docs/scale.md"
+
 _2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+
 _3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")
 
 
@@ -69,7 +74,7 @@ def name_of(n_params: int) -> str:
 
 def sized(size: str) -> Run:
     """The run of the paper scale whose N is `size`, give or take 7 % (the paper's 10M is 9.4M). Raises UserError."""
-    study = config.scales()["paper"]
+    study = protocol.scales()["paper"]
     runs = [config.replace(study.base, d_model=d, n_layers=n) for d, n in study.sizes]
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([MB])", size)
     n_params = float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]] if match else math.inf
@@ -121,7 +126,9 @@ def _jaxprs(values):
 
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
 _collective = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\((.*)")
+
 _array = re.compile(r"\b(?:pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 
 
@@ -155,9 +162,9 @@ def check(size: str, topology: str, batch: int | None = None, **overrides) -> di
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("tpu-check needs the TPU compiler (libtpu); install the extra: pip install -e '.[tpu-check]'")
     job = {"run": config.flat(run), "topology": topology, "overrides": overrides}
-    command = [sys.executable, "-m", "proxies_lib.tpu"]
+    command = [sys.executable, "-m", "proxies_lib.budget.tpu"]
     done = subprocess.run(
-        command, input=json.dumps(job), capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=config.root()
+        command, input=json.dumps(job), capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=paths.root()
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if re.search(r"Error|Check failed|\]", line)]
@@ -209,7 +216,8 @@ def compile_here(job: dict) -> dict:
     """The part of `check` that runs beside the compiler: lower, count, compile. Nothing concrete touches a device."""
     from jax.experimental import topologies
 
-    from proxies_lib.train import layout_for, trace
+    from proxies_lib.layout import layout_for
+    from proxies_lib.train import trace
 
     run, (kind, shape) = config.from_flat(job["run"]), shape_of(job["topology"])
     special = {"chip_config_name": "megacore"} if kind == "v4" else {}
@@ -252,7 +260,7 @@ def _asked(message: str) -> float | None:
 
 def measured() -> pd.DataFrame:
     """The stored checks, one row each."""
-    path = config.root() / MEASURED
+    path = paths.root() / MEASURED
     return pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["size", "topology"])
 
 
@@ -261,12 +269,11 @@ def measure(kinds=("v5e", "v5p", "v6e")):
 
     What is stored is not repeated, so this can be stopped; a slice too small for one size is not tried for a larger.
     """
-    from proxies_lib import sweep
 
-    path = config.root() / MEASURED
+    path = paths.root() / MEASURED
     for kind in kinds:
         slices = list(CHIPS[kind].slices)
-        for d, n in config.scales()["paper"].sizes:
+        for d, n in protocol.scales()["paper"].sizes:
             size, verdict = name_of(ModelConfig(d, n).n_params), None
             while slices and verdict not in ("fits", "tight"):
                 slices = slices[1:] if verdict else slices
@@ -276,7 +283,7 @@ def measure(kinds=("v5e", "v5p", "v6e")):
                     row = check(size, topology)
                     print(describe(row), flush=True)
                     nested = {name: json.dumps(row.pop(name)) for name in ("layout", "collectives")}
-                    line = pd.DataFrame([row | nested | row.pop("versions") | {"commit": sweep.commit()}])
+                    line = pd.DataFrame([row | nested | row.pop("versions") | {"commit": provenance.commit()}])
                     line.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")
                     verdict = row["verdict"]
                 else:
@@ -301,90 +308,6 @@ def slices_table() -> str:
             f"{layout['data']}, {'yes' if layout['scan'] else 'no'} | {row.step_flops:.3g} | {row.chip_hours:,.3g} | "
             f"{row.chip_hours / row.chips:,.3g} |"
         )
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------ what figures cost
-
-
-def costs(scale: str) -> pd.DataFrame:
-    """What each figure, each section (figure "all") and everything (section "all") costs at a scale.
-
-    A row has distinct `runs`, `programs` to compile, training `flops` (Run.flops: of the model, without evaluation),
-    and `more_runs`, `more_flops`: what it adds to the rows of its kind above it. Runs shared between sections count
-    once; the overview comes last, made of others' runs.
-    """
-    from proxies_lib import figures, notebooks
-
-    study, rows = config.study(scale), []
-    seen: dict[str, set] = {"figure": set(), "section": set()}
-
-    def add(kind: str, section: str, figure: str, runs: list[Run]):
-        distinct = set(runs)
-        more = distinct - seen[kind]
-        seen[kind] |= distinct
-        total, added = (math.fsum(run.flops for run in each) for each in (distinct, more))
-        programs = len({run.program for run in distinct})
-        rows.append({"section": section, "figure": figure, "runs": len(distinct), "more_runs": len(more),
-                     "programs": programs, "flops": total, "more_flops": added})  # fmt: skip
-
-    for path in notebooks.choose([]):
-        section, methods = path.name[:2], notebooks.grid_of(path, notebooks.reading(scale))
-        for figure in figures.of_section(section):
-            if section != "00" and figure.methods is not None:  # the overview shows runs of other sections
-                add("figure", section, figure.name, figure.runs(methods, study))
-        add("section", section, "all", [run for runs in methods.values() for run in runs])
-    add("section", "all", "all", list(seen["section"]))
-    table = pd.DataFrame(rows)
-    return table.assign(**{f"{name}_hours": table["flops"] / speed / 3600 for name, speed in speeds().items()})
-
-
-def speeds() -> dict[str, float]:
-    """Model FLOPs per second of a device: a laptop's core as sweeps assume, others a stated share of their peak."""
-    from proxies_lib.sweep import FLOPS_PER_SECOND
-
-    chips = {kind: CHIPS[kind].flops * UTILIZATION for kind in ("v5e", "v5p", "v6e")}
-    return {"core": FLOPS_PER_SECOND, "h200": GPU_FLOPS * GPU_UTILIZATION} | chips
-
-
-def cost_by_size(scale: str) -> pd.DataFrame:
-    """All distinct runs of a scale by N: their number, FLOPs, share of all FLOPs, and FLOPs of the dearest one."""
-    from proxies_lib import notebooks
-
-    grids = [notebooks.grid_of(path, notebooks.reading(scale)) for path in notebooks.choose([])]
-    runs = {run for grid in grids for each in grid.values() for run in each}
-    table = pd.DataFrame([(run.model.n_params, run.flops) for run in runs], columns=["n_params", "flops"])
-    table = table.groupby("n_params")["flops"].agg(runs="count", flops="sum", dearest="max").reset_index()
-    return table.assign(share=table["flops"] / table["flops"].sum())
-
-
-def _time(hours: float) -> str:
-    seconds = hours * 3600
-    if hours < 1.6:
-        return f"{seconds:.2g} s" if seconds < 99 else f"{seconds / 60:.2g} min"
-    return f"{float(f'{hours:.3g}'):,.0f} h" if hours >= 100 else f"{hours:.3g} h"
-
-
-def costs_table(scale: str) -> str:
-    """Markdown of `costs`. What runs on a laptop is shown in hours of a core only: FLOPs tell nothing of the time that
-    models of a few thousand parameters take on an accelerator."""
-    small = config.study(scale).base.model.compute_dtype == "float32"
-    names = {"core": "core"} if small else {name: name.replace("h", "H") for name in speeds()}
-    head = ["section", "figure", "runs", "more", "programs", "FLOPs", "more", *names.values()]
-    lines = [f"| {' | '.join(head)} |", f"{'| --- ' * len(head)}|"]
-    for row in costs(scale).to_dict("records"):
-        numbers = [row["runs"], row["more_runs"], row["programs"], f"{row['flops']:.3g}", f"{row['more_flops']:.3g}"]
-        hours = [_time(row[f"{name}_hours"]) for name in names]
-        lines.append(f"| {' | '.join(map(str, (row['section'], row['figure'], *numbers, *hours)))} |")
-    return "\n".join(lines)
-
-
-def sizes_table(scale: str) -> str:
-    """Markdown of `cost_by_size`."""
-    lines = ["| N | runs | FLOPs | share | dearest run |", "| --- | --- | --- | --- | --- |"]
-    for row in cost_by_size(scale).itertuples():
-        size = name_of(row.n_params) if row.n_params else "none (bigram)"
-        lines.append(f"| {size} | {row.runs} | {row.flops:.3g} | {row.share:.1%} | {row.dearest:.3g} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,1 @@
+"""Experiments: corpora, the store, engines, sweeps. Imports the core only."""

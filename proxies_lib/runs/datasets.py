@@ -1,0 +1,570 @@
+"""Preparing text into packed tokens, and opening what is prepared."""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+
+import numpy as np
+
+from proxies_lib.config import UserError, component, digest, refuse
+from proxies_lib.data import COPY_LAG, COPY_SHARE, Dataset
+from proxies_lib.paths import folder
+from proxies_lib.prepared import FILES, MAX_PIECES, SPLITS, DamagedDataset, _fingerprint, _Folder, _map
+from proxies_lib.runs.corpora import c4_documents, c4_shards, require_file, stdlib_documents, text_documents
+
+HELD_OUT = 0.05  # share of documents kept for validation where a source names none
+
+# What each source reads of the options of `prepare`; any other is refused, not passed over.
+OPTIONS = {
+    "synthetic": ("vocab_size",),
+    "stdlib": ("name", "tokenizer", "vocab_size"),
+    "text": ("name", "path", "validation", "tokenizer", "vocab_size"),
+    "c4": ("name", "path", "tokenizer", "vocab_size", "shards"),
+}
+
+
+def open_dataset(
+    name: str, vocab_size: int, prepare_missing: bool = True, say=print
+) -> Dataset | None:
+    """The dataset that a run calls `name`: `synthetic`, `stdlib`, or a prepared folder.
+
+    With `prepare_missing` its tokens are about to be read: their checksums are compared, and
+    `stdlib` is prepared where it is missing or damaged. Without, sizes alone are compared (which
+    is enough for its fingerprint) and None stands for "not here". Raises UserError where another
+    dataset is missing or damaged (DamagedDataset), or its vocabulary is not `vocab_size`.
+    """
+    if name == "synthetic":
+        identity = {"vocab": vocab_size, "copy": COPY_SHARE, "lag": COPY_LAG, "version": 1}
+        return Dataset(name, vocab_size, digest(identity))
+    own = name == "stdlib"
+    path = _stdlib_path(vocab_size) if own else folder("cache") / "data" / name
+    dataset = None
+    try:
+        if _is_prepared(name, path):
+            dataset = _open(name, path, vocab_size, read=prepare_missing)
+    except DamagedDataset as error:
+        if not own:
+            raise
+        say(str(error))
+    if dataset or not prepare_missing:
+        return dataset
+    if own:
+        return prepare("stdlib", vocab_size=vocab_size, say=say)
+    refuse("data", name, "is not prepared here; run `proxies data prepare` first")
+
+
+def _is_prepared(name: str, path: pathlib.Path) -> bool:
+    try:
+        os.lstat(path / "manifest.json")
+        return True
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character
+        return False
+    except OSError as error:
+        refuse("data", name, f"cannot be read ({error.strerror})")
+
+
+def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset:
+    with _Folder(name, path) as prepared:
+        manifest = prepared.manifest()
+    found = manifest["vocab_size"]
+    if found != vocab_size and name == "stdlib":  # whose folder is one of this vocabulary
+        raise DamagedDataset(prepared.damage("manifest.json", f"has a vocabulary of {found}"))
+    if found != vocab_size:
+        refuse("vocab_size", vocab_size, f"dataset {name} has {found} pieces")
+    dataset = Dataset(name, vocab_size, manifest["fingerprint"], str(path))
+    if read:
+        _map(dataset)
+    return dataset
+
+
+def describe_all() -> list[str]:
+    """A line for each prepared dataset, or of what is wrong with it; no checksums are compared."""
+    lines = []
+    for path in sorted((folder("cache") / "data").glob("*/manifest.json")):
+        name = path.parent.name
+        if name.startswith("."):  # a preparation under way
+            continue
+        try:
+            with _Folder(name, path.parent) as prepared:
+                manifest = prepared.manifest()
+        except UserError as error:
+            lines.append(str(error))
+            continue
+        train, validation = (manifest[split]["tokens"] for split in SPLITS)
+        lines.append(
+            f"{name}: {manifest['source']}, vocabulary {manifest['vocab_size']}, "
+            f"{train:,} + {validation:,} tokens, fingerprint {manifest['fingerprint']}"
+        )
+    return lines
+
+
+# ------------------------------------------------------------------ preparing
+
+
+def prepare(
+    source: str,
+    name: str | None = None,
+    path: list[str] | None = None,
+    validation: list[str] | None = None,
+    tokenizer: str | None = None,
+    vocab_size: int | None = None,
+    shards: int | None = None,
+    say=print,
+) -> Dataset:
+    """Tokenize and pack `source` into the cache, atomically, as dataset `name`; returns it.
+
+    `path`: files or globs (text), or one folder or URL prefix (c4). `validation`: files of
+    held-out documents (text; else HELD_OUT of the documents are held out). `tokenizer`: a
+    SentencePiece model; else one of `vocab_size` pieces (1024) is trained on the training
+    documents. Raises UserError where there is nothing to read or to hold out, and where the
+    name's folder is not a dataset's: nothing else is ever replaced.
+    """
+    given = {"name": name, "path": path, "validation": validation, "tokenizer": tokenizer}
+    given |= {"vocab_size": vocab_size, "shards": shards}
+    _check_options(source, given)
+    pieces = vocab_size or 1024
+    if source == "synthetic":
+        say(f"synthetic needs no preparation (vocabulary {pieces})")
+        return open_dataset("synthetic", pieces)
+    model = _tokenizer_of(tokenizer, vocab_size) if tokenizer else None
+    own = source == "stdlib" and not name
+    target = _stdlib_path(pieces) if own else folder("cache") / "data" / (name or source)
+    _refuse_foreign(target, own)
+    with _unwound_by_sigterm():
+        texts = _texts(source, path, validation, shards, say)
+        try:
+            with _scratch(target) as scratch:
+                manifest = _write(scratch / "new", source, texts, model, pieces, say)
+                _install(scratch, target, own)
+        except OSError as error:
+            why = error.strerror or error
+            refuse("data", target.name, f"cannot be written in {target.parent} ({why})")
+    found, fingerprint = manifest["vocab_size"], manifest["fingerprint"]
+    say(f"{target.name}: fingerprint {fingerprint}, vocabulary {found}")
+    return Dataset(name or source, found, fingerprint, str(target))
+
+
+def _check_options(source: str, given: dict):
+    """Refuse, before anything is read, what `source` would not honour or cannot mean."""
+    if source not in OPTIONS:
+        refuse("source", source, f"must be one of {', '.join(OPTIONS)}")
+    given = {option: value for option, value in given.items() if value is not None}
+    for option, value in given.items():
+        if option not in OPTIONS[source]:
+            refuse(option, value, f"source {source} has no such option")
+    if "name" in given:
+        _check_name(given["name"])
+    for option, lowest, highest in (("vocab_size", 8, MAX_PIECES), ("shards", 1, 99999)):
+        value = given.get(option, lowest)
+        if type(value) is not int or not lowest <= value <= highest:
+            refuse(option, value, f"must be a whole number in {lowest}..{highest}")
+    for option in ("path", "validation"):
+        names = given.get(option, [])
+        if isinstance(names, str) or "" in names:
+            refuse(option, names, "must be a list of names that are not empty")
+    if "tokenizer" in given:
+        require_file("tokenizer", given["tokenizer"])
+    if source in ("text", "c4") and not given.get("path"):
+        refuse("path", given.get("path"), f"source {source} needs --path")
+    if source == "c4" and len(given["path"]) > 1:
+        refuse("path", given["path"], "must be one folder or URL prefix")
+    if source == "c4" and "tokenizer" not in given:
+        needed = "c4 needs --tokenizer, the T5 SentencePiece model of the paper"
+        refuse("tokenizer", None, needed)
+    if source == "stdlib" and "tokenizer" in given and "name" not in given:
+        refuse("name", None, "stdlib with another tokenizer is another dataset: it needs --name")
+
+
+def _check_name(name: str):
+    """A name is one plain component of a path, and not a name that means another dataset."""
+    component("name", name)
+    folded = name.casefold()  # some file systems tell no case apart
+    if folded in ("synthetic", "stdlib") or folded.startswith("stdlib-"):
+        refuse("name", name, "is reserved; choose another name")
+
+
+@functools.cache
+def _stdlib_digest() -> str:
+    return digest(dict(stdlib_documents()))
+
+
+def _stdlib_path(vocab_size: int) -> pathlib.Path:
+    return folder("cache") / "data" / f"stdlib-{vocab_size}-{_stdlib_digest()[:12]}"
+
+
+# ------------------------------------------------------------------ splits
+
+
+def held_out(text: str) -> bool:
+    """Whether a document is validation, by a hash: it stays so when others come or go.
+
+    `text` is the document's own, but in the standard library its path.
+    """
+    first = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return first < HELD_OUT * 2**32
+
+
+def _texts(source, path, validation, shards, say) -> dict[str, Iterable[str]]:
+    """The documents of each split."""
+    if source == "stdlib":
+        # By path, as ever: another rule would be another corpus under the same name.
+        documents = stdlib_documents()
+        return {
+            "train": [text for name, text in documents if not held_out(name)],
+            "validation": [text for name, text in documents if held_out(name)],
+        }
+    if source == "c4":
+        return _c4_texts(path[0], shards, say)
+    texts = _distinct(text_documents(path, "path", say), say)
+    if validation:
+        given = [_held_out_texts(pattern, say) for pattern in validation]
+        return _apart(texts, dict.fromkeys(text for each in given for text in each), path, say)
+    kept = {
+        "train": [text for text in texts if not held_out(text)],
+        "validation": [text for text in texts if held_out(text)],
+    }
+    if len(texts) > 1 and not kept["validation"]:  # few documents: the last one is held out
+        kept = {"train": texts[:-1], "validation": texts[-1:]}
+    return kept
+
+
+def _distinct(documents: Iterable[tuple[str, str]], say) -> list[str]:
+    """Texts in their order, each once: what is in two files is the same document."""
+    texts = [text for _, text in documents]
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < len(texts):
+        say(f"text: {len(texts) - len(distinct):,} repeated documents are left out")
+    return distinct
+
+
+def _held_out_texts(pattern: str, say) -> list[str]:
+    texts = [text for _, text in text_documents([pattern], "validation", say=lambda line: None)]
+    if not texts:
+        refuse("validation", pattern, "holds no text")
+    return texts
+
+
+def _apart(texts: list[str], held: dict[str, None], path, say) -> dict[str, list[str]]:
+    """`held` as validation, and as training those of `texts` that are not held out."""
+    train = [text for text in texts if text not in held]
+    if not train:
+        refuse("path", path, "has no document that --validation does not hold out")
+    if len(train) < len(texts):
+        count = len(texts) - len(train)
+        say(f"text: {count:,} documents of --path are held out by --validation, not trained on")
+    return {"train": train, "validation": list(held)}
+
+
+def _c4_texts(prefix: str, shards: int | None, say) -> dict[str, Iterable[str]]:
+    """C4's own splits, without training documents that its validation holds.
+
+    They are read as they are packed, validation first: only its hashes are kept.
+    """
+    found = {split: c4_shards(prefix, split, shards, say) for split in SPLITS}
+    held = set()
+
+    def identity(text: str) -> bytes:
+        return hashlib.sha256(text.encode()).digest()
+
+    def validation():
+        for _, text in c4_documents(found["validation"]):
+            held.add(identity(text))
+            yield text
+
+    def train():
+        left_out = 0
+        for _, text in c4_documents(found["train"]):
+            if identity(text) in held:
+                left_out += 1
+            else:
+                yield text
+        if left_out:
+            say(f"c4: {left_out:,} train documents are held out by validation, not trained on")
+
+    return {"train": train(), "validation": validation()}
+
+
+# ------------------------------------------------------------------ tokens
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A SentencePiece BPE vocabulary (pad 0, eos 1, bos 2, unk 3) that keeps breaks and indents.
+
+    BPE on one thread: its counts are integers, so the same text gives the same vocabulary
+    everywhere. Raises UserError where the text has too few pieces.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()  # a file's name would become part of the model, and of its checksum
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    lines = [part for line in lines for part in _parts(line)]
+    stride = max(1, len(lines) // 100_000)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines[::stride]),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            add_dummy_prefix=False,
+            character_coverage=0.9995,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).split("] ")[-1].strip() or "it finds nothing to count in it"
+        refuse("vocab_size", vocab_size, f"SentencePiece cannot train on this text ({reason})")
+    return model.getvalue()
+
+
+LONGEST = 4192 // 4  # characters: SentencePiece drops lines above 4192 bytes, without a word
+
+
+def _parts(line: str) -> list[str]:
+    """`line`, cut where SentencePiece would drop it."""
+    if len(line) <= LONGEST:
+        return [line]
+    return [line[i : i + LONGEST] for i in range(0, len(line), LONGEST)]
+
+
+def _tokenizer_of(path: str, vocab_size: int | None) -> bytes:
+    """A SentencePiece model that can end documents, of `vocab_size` pieces if that is given."""
+    try:
+        model = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        refuse("tokenizer", path, f"cannot be read ({error.strerror})")
+    processor = _processor(model)
+    if processor is None:
+        refuse("tokenizer", path, "is not a SentencePiece model")
+    pieces = len(processor)
+    if pieces > MAX_PIECES:
+        refuse("tokenizer", path, f"has {pieces} pieces; at most {MAX_PIECES} fit uint16")
+    if processor.eos_id() < 0:
+        refuse("tokenizer", path, "has no end-of-sentence piece, which ends each document")
+    if vocab_size not in (None, pieces):
+        refuse("vocab_size", vocab_size, f"the tokenizer has {pieces} pieces")
+    return model
+
+
+def _processor(model: bytes):
+    """The SentencePiece processor of a model, None where it is none."""
+    import sentencepiece
+
+    if not model:  # which SentencePiece takes for no argument
+        return None
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        return None
+
+
+def _write(where: pathlib.Path, source: str, texts, model: bytes | None, pieces: int, say) -> dict:
+    """Write a dataset into the empty folder `where`; returns its manifest."""
+    started = time.monotonic()
+    for split in SPLITS:
+        if texts[split] == []:
+            refuse("source", source, f"has no {split} documents")
+    if model is None:
+        say(f"{source}: training a SentencePiece vocabulary of {pieces} pieces")
+        model = train_tokenizer(texts["train"], pieces)
+    processor = _processor(model)
+    with _written(where / "tokenizer.model") as file:
+        file.write(model)
+    manifest = {"source": source, "vocab_size": len(processor)}
+    manifest["tokenizer_sha256"] = hashlib.sha256(model).hexdigest()
+    for split in reversed(SPLITS):  # validation first: see `_c4_texts`
+        counts = _pack(where / f"{split}.bin", texts[split], processor, f"{source} {split}", say)
+        if not counts["tokens"]:
+            refuse("source", source, f"has no {split} documents")
+        manifest[split] = counts
+        say(
+            f"{source} {split}: {counts['documents']:,} documents, "
+            f"{counts['bytes'] / 1e6:.1f} MB of text, {counts['tokens']:,} tokens, "
+            f"{counts['unknown'] / counts['tokens']:.2%} <unk> ({time.monotonic() - started:.0f} s)"
+        )
+    manifest["fingerprint"] = _fingerprint(manifest)
+    with _written(where / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _pack(path: pathlib.Path, texts: Iterable[str], processor, label: str, say) -> dict:
+    """Write the tokens of `texts`; returns counts of documents, bytes, tokens, and a checksum."""
+    counts = {"documents": 0, "bytes": 0, "tokens": 0, "unknown": 0}
+    checksum = hashlib.sha256()
+    with _written(path) as file:
+        for text in texts:
+            ids = np.array([*processor.encode(text), processor.eos_id()], np.uint16)
+            packed = ids.tobytes()
+            file.write(packed)
+            checksum.update(packed)
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
+            counts["tokens"] += len(ids)
+            counts["unknown"] += int(np.count_nonzero(ids == processor.unk_id()))
+            if counts["documents"] % 10_000 == 0:
+                say(f"{label}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+    return counts | {"sha256": checksum.hexdigest()}
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path):
+    """A new file, on the disk when it is closed."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ------------------------------------------------------------------ folders
+
+
+def _refuse_foreign(target: pathlib.Path, own: bool):
+    """Refuse to replace what stands at `target`, unless it is a dataset and nothing else.
+
+    It must have a manifest, and that must be one or stand beside tokens: a damaged dataset can be
+    prepared again. Of the project's `own`, the standard library's, the manifest may be lost.
+    """
+    advice = "move it away or choose another --name"
+    try:
+        if not os.path.lexists(target):
+            return
+        if target.is_symlink() or not target.is_dir():
+            refuse("name", target.name, f"stands for a file or link in {target.parent}; {advice}")
+        entries = list(os.scandir(target))
+        foreign = sorted(e.name for e in entries if not _is_of_a_dataset(e))
+    except OSError as error:
+        refuse("name", target.name, f"its folder cannot be read ({error.strerror})")
+    if foreign:
+        refuse("name", target.name, f"its folder also holds {foreign[0]!r}; {advice}")
+    if not own and not _has_manifest(target, beside_tokens=len(entries) > 1):
+        refuse("name", target.name, f"its folder holds no dataset; {advice}")
+
+
+def _is_of_a_dataset(entry: os.DirEntry) -> bool:
+    return entry.name in FILES and not entry.is_dir(follow_symlinks=False)
+
+
+def _has_manifest(path: pathlib.Path, beside_tokens: bool) -> bool:
+    if beside_tokens:
+        return (path / "manifest.json").is_file()
+    try:
+        with _Folder(path.name, path) as prepared:
+            return bool(prepared.read_manifest())
+    except UserError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, wait: bool):
+    """Hold the lock of a folder, which ends with the process; yields whether this one has it.
+
+    Not where the file system has no locks (some network ones): nobody has it there.
+    """
+    at = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(at, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(at)
+
+
+@contextlib.contextmanager
+def _scratch(target: pathlib.Path):
+    """A folder beside `target` for a preparation of it, with `new` in it; gone afterwards.
+
+    Its lock says that this process lives: the next preparation of that name removes what others
+    left, but not what has a living owner. `old` in it is what `_install` took from `target`.
+    """
+    parent = target.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = parent / f".{target.name}-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_discard, scratch, target)
+        with _locked(parent, wait=True):
+            _discard_stale(target)
+            (scratch / "new").mkdir(parents=True)
+            stack.enter_context(_locked(scratch, wait=False))
+        yield scratch
+
+
+def _discard_stale(target: pathlib.Path):
+    pattern = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}")
+    for path in target.parent.iterdir():
+        if path.is_symlink() or not pattern.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError), _locked(path, wait=False) as dead:
+            if dead:
+                _discard(path, target)
+
+
+def _discard(scratch: pathlib.Path, target: pathlib.Path):
+    """Remove a scratch folder, after `target` is what it was if nothing took its place."""
+    old = scratch / "old"
+    with contextlib.suppress(OSError):
+        if old.is_dir() and not os.path.lexists(target):
+            os.rename(old, target)
+    for path in (scratch / "new", old, scratch):
+        with contextlib.suppress(OSError):
+            _remove(path)
+
+
+def _remove(path: pathlib.Path):
+    """Delete a folder of a dataset's files; anything else in it stays, and the folder with it."""
+    if path.is_symlink():
+        return
+    for name in FILES:
+        (path / name).unlink(missing_ok=True)
+    path.rmdir()
+
+
+def _install(scratch: pathlib.Path, target: pathlib.Path, own: bool):
+    """Rename the new dataset to `target`; what stood there waits in `scratch` meanwhile."""
+    with _locked(target.parent, wait=True):
+        _refuse_foreign(target, own)
+        if os.path.lexists(target):
+            os.rename(target, scratch / "old")
+        os.rename(scratch / "new", target)
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm():
+    """Within, SIGTERM unwinds as an interrupt does, with status 143, where nobody else hears it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clearing up
+        print("proxies: stopped by SIGTERM; data is not prepared", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

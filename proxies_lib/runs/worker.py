@@ -1,0 +1,67 @@
+"""Entry of a worker process: `python -m proxies_lib.runs.worker STORE CORE` (see `sweep`)."""
+
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+
+from proxies_lib import config, settings
+from proxies_lib.config import Run, UserError
+from proxies_lib.runs import datasets
+from proxies_lib.runs.engines import GO_ON, what_failed
+from proxies_lib.runs.provenance import record
+
+
+def work(folder: str, core: int):
+    """The loop of a worker process. It ends when its parent does, even in the middle of a run.
+
+    A reply holds `notes`, lines for the user, and why there is no result, if so: `refused`, the
+    whole line to say, or `failed`, an error whose traceback is in the log.
+    """
+    settings.use_one_thread()
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print must not reach the protocol
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+    jobs: queue.Queue = queue.Queue()
+
+    def listen():
+        for line in sys.stdin:
+            jobs.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    trainers, notes = {}, []
+    while True:
+        reply = {"refused": "", "failed": ""}
+        try:
+            _train_alone(config.from_flat(json.loads(jobs.get())), folder, trainers, notes.append)
+        except UserError as error:
+            reply["refused"] = str(error)
+        except OSError as error:
+            reply["refused"] = f"worker: {what_failed(error)}; {GO_ON}"
+        except Exception as error:
+            traceback.print_exc()
+            reply["failed"] = what_failed(error)
+        print(json.dumps(reply | {"notes": notes}), file=replies, flush=True)
+        notes.clear()
+
+
+def _train_alone(run: Run, folder: str, trainers: dict, say):
+    """Train `run` on one core and store it. `trainers` holds what is compiled already."""
+    from proxies_lib.layout import layout_alone
+    from proxies_lib.runs import executables
+    from proxies_lib.train import Trainer
+
+    executables.use_cache(say)
+    dataset = datasets.open_dataset(run.data, run.model.vocab_size)
+    compiled = (*run.program, layout_alone(run))
+    if compiled not in trainers:
+        trainers[compiled] = Trainer(*compiled)
+    record(folder, run, dataset, trainers[compiled].train([run], dataset)[0])
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""What the papers claim: protocols, analysis, figures, verdicts. Imports the core and runs."""
