@@ -30,7 +30,13 @@ def nanogpt(checkout: str, d: int, n_layers: int, seconds: float, compiled: bool
     torch.set_num_threads(threads)
     started = time.perf_counter()
     sizes = GPTConfig(
-        block_size=64, vocab_size=1024, n_layer=n_layers, n_head=d // 16, n_embd=d, dropout=0.0, bias=False
+        block_size=64,
+        vocab_size=1024,
+        n_layer=n_layers,
+        n_head=d // 16,
+        n_embd=d,
+        dropout=0.0,
+        bias=False,
     )
     model = GPT(sizes)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
@@ -56,8 +62,12 @@ def nanodo(checkout: str, d: int, n_layers: int, seconds: float):
     from nanodo.model import DoConfig, TransformerDo
 
     started = time.perf_counter()
-    model = TransformerDo(DoConfig(D=d, H=d // 16, L=64, N=n_layers, V=1024, F=4 * d, fsdp_enabled=False))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, 0.9, 0.98, 1e-9, weight_decay=1e-4))
+    model = TransformerDo(
+        DoConfig(D=d, H=d // 16, L=64, N=n_layers, V=1024, F=4 * d, fsdp_enabled=False)
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(1e-3, 0.9, 0.98, 1e-9, weight_decay=1e-4)
+    )
     windows = jax.random.randint(jax.random.key(0), (16, 65), 0, 1024)
     params = jax.jit(model.init)(jax.random.key(1), windows[:, :-1])
     state = [params, optimizer.init(params)]
@@ -66,7 +76,9 @@ def nanodo(checkout: str, d: int, n_layers: int, seconds: float):
     def update(params, opt, windows):
         def loss_fn(params):
             logits = model.apply(params, windows[:, :-1])
-            return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]))
+            return jnp.mean(
+                optax.losses.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
+            )
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, opt = optimizer.update(grads, opt, params)
@@ -91,16 +103,31 @@ def measure(step, started: float, seconds: float) -> dict:
 
 
 def child(python: str, options, name: str, shape, core: int | None, **more) -> subprocess.Popen:
-    arguments = json.dumps({"name": name, "checkout": getattr(options, name), "d": shape[0], "n_layers": shape[1],
-                            "seconds": options.seconds, "core": core, **more})  # fmt: skip
-    return subprocess.Popen([python, __file__, "--child", arguments], stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.DEVNULL)  # fmt: skip
+    arguments = json.dumps(
+        {
+            "name": name,
+            "checkout": getattr(options, name),
+            "d": shape[0],
+            "n_layers": shape[1],
+            "seconds": options.seconds,
+            "core": core,
+            **more,
+        }
+    )
+    return subprocess.Popen(
+        [python, __file__, "--child", arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def peer_sweep(children: list, runs_share: int, startups: int) -> float:
     """Seconds of the whole sweep: the slowest process, each doing `runs_share` runs after `startups` start-ups."""
     replies = [json.loads(c.communicate()[0].splitlines()[-1]) for c in children]
-    return max(r["startup"] * startups + r["seconds_per_step"] * STEPS * runs_share for r in replies)
+    return max(
+        r["startup"] * startups + r["seconds_per_step"] * STEPS * runs_share for r in replies
+    )
 
 
 def arrangements(options, shape) -> dict:
@@ -116,10 +143,19 @@ def arrangements(options, shape) -> dict:
     for compiled in (False, True):
         kind = "compiled" if compiled else "eager"
         rows[f"nanoGPT {kind}, 2 processes"] = lambda compiled=compiled: peer_sweep(
-            [child(torch, options, gpt, shape, core, compiled=compiled, threads=1) for core in (0, 1)], half, 1)  # fmt: skip
+            [
+                child(torch, options, gpt, shape, core, compiled=compiled, threads=1)
+                for core in (0, 1)
+            ],
+            half,
+            1,
+        )
         rows[f"nanoGPT {kind}, 2 threads"] = lambda compiled=compiled: peer_sweep(
-            [child(torch, options, gpt, shape, None, compiled=compiled, threads=2)], RUNS, 1)  # fmt: skip
-    rows["NanoDO, sequential"] = lambda: peer_sweep([child(here, options, "nanodo", shape, None)], RUNS, RUNS)
+            [child(torch, options, gpt, shape, None, compiled=compiled, threads=2)], RUNS, 1
+        )
+    rows["NanoDO, sequential"] = lambda: peer_sweep(
+        [child(here, options, "nanodo", shape, None)], RUNS, RUNS
+    )
     return rows
 
 
@@ -129,7 +165,13 @@ def main():
     parser.add_argument("--nanogpt")
     parser.add_argument("--nanodo")
     parser.add_argument("--torch-python", help="a Python with torch")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="D,L", type=lambda text: tuple(map(int, text.split(","))))
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        default=SHAPES,
+        metavar="D,L",
+        type=lambda text: tuple(map(int, text.split(","))),
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args()
@@ -151,8 +193,11 @@ def main():
         ours = statistics.median(seconds["ours, 2 workers"])
         for name, values in seconds.items():
             median = statistics.median(values)
-            print(f"(d, L) = {shape}  {name:28}{median:8.1f} s  {RUNS * STEPS * TOKENS / median:10,.0f} tokens/s  "
-                  f"{3600 * RUNS / median:7,.0f} runs/hour  ours is {median / ours:5.2f} x", flush=True)  # fmt: skip
+            print(
+                f"(d, L) = {shape}  {name:28}{median:8.1f} s  {RUNS * STEPS * TOKENS / median:10,.0f} tokens/s  "
+                f"{3600 * RUNS / median:7,.0f} runs/hour  ours is {median / ours:5.2f} x",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

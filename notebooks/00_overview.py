@@ -51,13 +51,19 @@ this = study(scale, overrides, train, publish)
 # The largest size of this scale, trained exactly as the paper's default says (with qk-layernorm), is enough to see S.
 
 # %% tags=["grid"]
-runs = {"default": grid(this.base, {("d_model", "n_layers"): this.sizes[-1:], "lr": this.lrs, "seed": this.seeds})}
+runs = {
+    "default": grid(
+        this.base, {("d_model", "n_layers"): this.sizes[-1:], "lr": this.lrs, "seed": this.seeds}
+    )
+}
 
 # %%
 table, _ = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} runs at {table['lr'].nunique()} learning rates, {table['seed'].nunique()} seeds")
+print(
+    f"{len(table)} runs at {table['lr'].nunique()} learning rates, {table['seed'].nunique()} seeds"
+)
 
 # %%
 loss = analysis.lr_curves(table, ["method", "n_params"])

@@ -45,14 +45,19 @@ this = study(scale, overrides, train, publish)
 
 # %% tags=["grid"]
 axes = {("d_model", "n_layers"): this.sizes, "lr": this.lrs, "seed": this.seeds}
-runs = {"without qk-layernorm": grid(replace(this.base, qk_norm="none"), axes), "with qk-layernorm": grid(this.base, axes)}
+runs = {
+    "without qk-layernorm": grid(replace(this.base, qk_norm="none"), axes),
+    "with qk-layernorm": grid(this.base, axes),
+}
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
 print(f"{len(table)} runs of {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure 1 · loss against learning rate, sensitivity against size
@@ -94,9 +99,16 @@ failing.pivot(index=by, columns="seed", values="diverging_lr").round(3)
 points = analysis.at(table, this.figure2)
 observed = analysis.curves_of(points, curves)
 columns, logit = ["key", "seed", "method", "n_params", "lr", "step"], "max_attention_logit/0"
-quantities = {"loss": ("training loss (nats/token)", "linear"), logit: ("max |attention logit|, block 0", "log")}
-figure = plots.figure_trajectories(observed, quantities, plots.points_of(observed), {logit: (1e4, "10⁴")})
-report.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *quantities]]}, points, this)
+quantities = {
+    "loss": ("training loss (nats/token)", "linear"),
+    logit: ("max |attention logit|, block 0", "log"),
+}
+figure = plots.figure_trajectories(
+    observed, quantities, plots.points_of(observed), {logit: (1e4, "10⁴")}
+)
+report.save(
+    figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *quantities]]}, points, this
+)
 
 # %% [markdown]
 # ## Figure E.1 · norms or alignment?
@@ -105,10 +117,15 @@ report.save(figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *
 # align, the cosine rises; if they grow by length, the norms do.
 
 # %%
-quantities = {"q_norm/0": ("mean ‖q‖, block 0", "log"), "k_norm/0": ("mean ‖k‖, block 0", "log"),
-              "qk_cosine/0": ("mean |cos(q, k)|, block 0", "linear")}  # fmt: skip
+quantities = {
+    "q_norm/0": ("mean ‖q‖, block 0", "log"),
+    "k_norm/0": ("mean ‖k‖, block 0", "log"),
+    "qk_cosine/0": ("mean |cos(q, k)|, block 0", "linear"),
+}
 figure = plots.figure_trajectories(observed, quantities, plots.points_of(observed))
-report.save(figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quantities]]}, points, this)
+report.save(
+    figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quantities]]}, points, this
+)
 
 # %% [markdown]
 # ## What we see at laptop scale

@@ -48,21 +48,34 @@ this = study(scale, overrides, train, publish)
 b = this.base
 axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
 neither, z_loss = "no decay, no z-loss", "no decay, z-loss"
-arms = {neither: {"weight_decay": 0.0, "z_loss": 0.0}, z_loss: {"weight_decay": 0.0}, "decay, no z-loss": {"z_loss": 0.0},
-        "matched decay, no z-loss": {"weight_decay": this.matched_decay, "z_loss": 0.0}, "decay, z-loss": {}}  # fmt: skip
+arms = {
+    neither: {"weight_decay": 0.0, "z_loss": 0.0},
+    z_loss: {"weight_decay": 0.0},
+    "decay, no z-loss": {"z_loss": 0.0},
+    "matched decay, no z-loss": {"weight_decay": this.matched_decay, "z_loss": 0.0},
+    "decay, z-loss": {},
+}
 runs = {name: grid(replace(b, **change), axes) for name, change in arms.items()}
-longer = replace(b, steps=this.horizon * b.hparams.steps, warmup_steps=this.horizon * b.hparams.warmup_steps)
+longer = replace(
+    b, steps=this.horizon * b.hparams.steps, warmup_steps=this.horizon * b.hparams.warmup_steps
+)
 other = replace(b, compute_dtype="bfloat16" if b.model.compute_dtype == "float32" else "float32")
 point = {("d_model", "n_layers"): this.sizes[:1], "lr": (0.1,), "seed": this.seeds}
 for base in (longer, other, *(replace(b, vocab_size=v) for v in this.vocabularies)):
-    runs |= {name: runs[name] + grid(replace(base, **arms[name]), point) for name in (neither, z_loss)}
+    runs |= {
+        name: runs[name] + grid(replace(base, **arms[name]), point) for name in (neither, z_loss)
+    }
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
+)
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure 3 · loss against learning rate, sensitivity against size
@@ -92,7 +105,10 @@ flat = {"vocab_size": b.model.vocab_size, "compute_dtype": b.model.compute_dtype
 by_length = analysis.where(point, **flat).assign(point=lambda f: f["steps"])
 titles = {steps: f"{steps} steps" for steps in sorted(by_length["steps"].unique())}
 observed = analysis.curves_of(by_length, curves)
-quantities = {"loss": ("training loss (nats/token)", "linear"), "mean_output_logit": ("mean output logit", "linear")}
+quantities = {
+    "loss": ("training loss (nats/token)", "linear"),
+    "mean_output_logit": ("mean output logit", "linear"),
+}
 figure = plots.figure_trajectories(observed, quantities, titles)
 columns = ["key", "seed", "method", "point", "step", "loss", "mean_output_logit"]
 report.save(figure, "fig04_output_logits", {"trajectories": observed[columns]}, by_length, this)
@@ -103,7 +119,11 @@ report.save(figure, "fig04_output_logits", {"trajectories": observed[columns]}, 
 
 # %%
 sizes = analysis.where(table, method=[neither, z_loss], lr=0.1, **flat, steps=b.hparams.steps)
-last = analysis.curves_of(pd.concat([point, sizes]).drop_duplicates("key"), curves).groupby("key")["mean_output_logit"].last()
+last = (
+    analysis.curves_of(pd.concat([point, sizes]).drop_duplicates("key"), curves)
+    .groupby("key")["mean_output_logit"]
+    .last()
+)
 ends = analysis.with_loss(pd.concat([point, sizes]).drop_duplicates("key")).merge(last, on="key")
 varied = ["steps", "vocab_size", "compute_dtype", "n_params"]
 ends.pivot_table(index=varied, columns="method", values=["mean_output_logit", "loss"]).round(3)

@@ -45,18 +45,32 @@ this = study(scale, overrides, train, publish)
 # %% tags=["grid"]
 b = this.base
 axes = {("d_model", "n_layers"): this.sizes, "lr": this.lrs, "seed": this.seeds}
-kinds = {"independent decay 1e-4": {}, "coupled decay 0.1": {"weight_decay": 0.1, "decay": "coupled"}}
+kinds = {
+    "independent decay 1e-4": {},
+    "coupled decay 0.1": {"weight_decay": 0.1, "decay": "coupled"},
+}
 runs = {name: grid(replace(b, **change), axes) for name, change in kinds.items()}
 matched = this.matched_decay
-decays = {"no decay": 0.0, "decay 1e-4": 1e-4, "a tenth of matched decay": matched / 10, "matched decay": matched}
-runs |= {name: grid(replace(b, weight_decay=x), axes | {"lr": this.window}) for name, x in decays.items()}
+decays = {
+    "no decay": 0.0,
+    "decay 1e-4": 1e-4,
+    "a tenth of matched decay": matched / 10,
+    "matched decay": matched,
+}
+runs |= {
+    name: grid(replace(b, weight_decay=x), axes | {"lr": this.window}) for name, x in decays.items()
+}
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
+)
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure 6 · independent against coupled decay
@@ -82,8 +96,9 @@ report.save(figure, "figE10_decay_strength", {"loss": loss, **sensitivity}, stre
 
 # %%
 best = analysis.optimum(strengths, ["method", "weight_decay", "n_params"])
-best.assign(best_lr=np.log10(best["best_lr"])).pivot_table(index="weight_decay", columns="n_params", values="best_lr").pipe(
-    lambda f: (10**f).round(4))
+best.assign(best_lr=np.log10(best["best_lr"])).pivot_table(
+    index="weight_decay", columns="n_params", values="best_lr"
+).pipe(lambda f: (10**f).round(4))
 
 # %% [markdown]
 # ## What we see at laptop scale

@@ -43,17 +43,30 @@ this = study(scale, overrides, train, publish)
 # %% tags=["grid"]
 rest = {"lr": this.window, "seed": this.seeds}
 series = {"by width": this.widths, "by depth": this.depths}
-runs = {name: grid(this.base, {("d_model", "n_layers"): sizes} | rest) for name, sizes in series.items()}
+runs = {
+    name: grid(this.base, {("d_model", "n_layers"): sizes} | rest) for name, sizes in series.items()
+}
 off = replace(this.base, qk_norm="none")
-runs |= {f"{name}, no qk-layernorm": grid(off, {("d_model", "n_layers"): sizes} | rest) for name, sizes in series.items()}
-runs |= {"jointly": grid(this.base, {("d_model", "n_layers"): this.joint, "lr": this.upper, "seed": this.seeds})}
+runs |= {
+    f"{name}, no qk-layernorm": grid(off, {("d_model", "n_layers"): sizes} | rest)
+    for name, sizes in series.items()
+}
+runs |= {
+    "jointly": grid(
+        this.base, {("d_model", "n_layers"): this.joint, "lr": this.upper, "seed": this.seeds}
+    )
+}
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
+)
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure 7 · width against depth

@@ -48,16 +48,40 @@ this = study(scale, overrides, train, publish)
 b, off, base_width = this.base, replace(this.base, qk_norm="none"), this.sizes[0][0]
 rest = {"lr": this.window, "seed": this.seeds}
 standard = {("d_model", "n_layers"): this.sizes} | rest
-simple = {("d_model", "n_layers", "linear_lr"): [(d, n, base_width / d) for d, n in this.sizes]} | rest
+simple = {
+    ("d_model", "n_layers", "linear_lr"): [(d, n, base_width / d) for d, n in this.sizes]
+} | rest
 runs = {"standard": grid(b, standard), "µParam (simple)": grid(b, simple)}
-runs |= {"standard, no qk-layernorm": grid(off, standard), "µParam (simple), no qk-layernorm": grid(off, simple)}
-runs |= {"LR × RMS": grid(replace(b, lr_scaling="rms"), standard | {"lr": tuple(10 * lr for lr in this.window)})}
+runs |= {
+    "standard, no qk-layernorm": grid(off, standard),
+    "µParam (simple), no qk-layernorm": grid(off, simple),
+}
+runs |= {
+    "LR × RMS": grid(
+        replace(b, lr_scaling="rms"), standard | {"lr": tuple(10 * lr for lr in this.window)}
+    )
+}
 
 # %% tags=["grid"]
-(d, n), ends = this.sizes[-1], {("d_model", "n_layers"): (this.sizes[0], this.sizes[-1]), "lr": this.upper, "seed": this.seeds}
-head = {"d_model": d, "n_layers": n, "linear_lr": base_width / d, "head_init": (base_width / d) ** 0.5}
+(d, n), ends = (
+    this.sizes[-1],
+    {
+        ("d_model", "n_layers"): (this.sizes[0], this.sizes[-1]),
+        "lr": this.upper,
+        "seed": this.seeds,
+    },
+)
+head = {
+    "d_model": d,
+    "n_layers": n,
+    "linear_lr": base_width / d,
+    "head_init": (base_width / d) ** 0.5,
+}
 full = head | {"attention_power": 1.0, "query_init": 0.0}
-runs |= {"µParam (intermediate)": grid(replace(b, **head), rest), "µParam (full)": grid(replace(b, **full), rest)}
+runs |= {
+    "µParam (intermediate)": grid(replace(b, **head), rest),
+    "µParam (full)": grid(replace(b, **full), rest),
+}
 runs |= {"µParam (full), no qk-layernorm": grid(replace(off, **full), rest)}
 runs |= {"logits / d_head": grid(replace(b, attention_power=1.0), ends)}
 runs |= {"logits / d_head, no qk-layernorm": grid(replace(off, attention_power=1.0), ends)}
@@ -66,8 +90,12 @@ runs |= {"logits / d_head, no qk-layernorm": grid(replace(off, attention_power=1
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
+)
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure 8 · standard parameterization against simple µParam
@@ -83,7 +111,9 @@ report.save(figure, "fig08_mu_param", {"loss": loss, **sensitivity}, two, this)
 # ## Figure E.4 · the same without qk-layernorm
 
 # %%
-without = analysis.where(table, method=["standard, no qk-layernorm", "µParam (simple), no qk-layernorm"])
+without = analysis.where(
+    table, method=["standard, no qk-layernorm", "µParam (simple), no qk-layernorm"]
+)
 loss, sensitivity = analysis.lr_curves(without, by), analysis.sensitivities(without, by, this)
 figure = plots.figure_sweep(loss, sensitivity)
 report.save(figure, "figE04_mu_param_no_qk", {"loss": loss, **sensitivity}, without, this)
@@ -92,7 +122,11 @@ report.save(figure, "figE04_mu_param_no_qk", {"loss": loss, **sensitivity}, with
 # ## Figure E.5 · simple, intermediate and full µParam at the largest size
 
 # %%
-variants = ["standard", *(f"µParam ({kind})" for kind in ("simple", "intermediate", "full")), "µParam (full), no qk-layernorm"]
+variants = [
+    "standard",
+    *(f"µParam ({kind})" for kind in ("simple", "intermediate", "full")),
+    "µParam (full), no qk-layernorm",
+]
 kinds = analysis.where(table, method=variants, n_params=table["n_params"].max())
 loss = analysis.lr_curves(kinds, by)
 report.save(plots.figure_by_size(loss), "figE05_mu_param_variants", {"loss": loss}, kinds, this)
@@ -101,8 +135,18 @@ report.save(plots.figure_by_size(loss), "figE05_mu_param_variants", {"loss": los
 # ## Figure E.6 · logits scaled by 1/√d_head or 1/d_head
 
 # %%
-scalings = ["standard", "standard, no qk-layernorm", "logits / d_head", "logits / d_head, no qk-layernorm"]
-scaled = analysis.where(table, method=scalings, lr=this.upper, n_params=[table["n_params"].min(), table["n_params"].max()])
+scalings = [
+    "standard",
+    "standard, no qk-layernorm",
+    "logits / d_head",
+    "logits / d_head, no qk-layernorm",
+]
+scaled = analysis.where(
+    table,
+    method=scalings,
+    lr=this.upper,
+    n_params=[table["n_params"].min(), table["n_params"].max()],
+)
 loss = analysis.lr_curves(scaled, by)
 report.save(plots.figure_by_size(loss), "figE06_logit_scale", {"loss": loss}, scaled, this)
 
@@ -121,7 +165,9 @@ report.save(plots.figure_sweep(loss), "figE14_rms_scaled_lr", {"loss": loss}, rm
 
 # %%
 best = analysis.optimum(table, by).assign(best_lr=lambda f: np.log10(f["best_lr"]))
-best.pivot_table(index="method", columns="n_params", values="best_lr", sort=False).pipe(lambda f: (10**f).round(4))
+best.pivot_table(index="method", columns="n_params", values="best_lr", sort=False).pipe(
+    lambda f: (10**f).round(4)
+)
 
 # %% [markdown]
 # ## What we see at laptop scale

@@ -49,8 +49,19 @@ this = study(scale, overrides, train, publish)
 # %% tags=["grid"]
 off, lrs = replace(this.base, qk_norm="none"), this.window[-6:]
 fitted = {("d_model", "n_layers"): this.fitted, "lr": lrs, "seed": this.seeds}
-(d, n), steps, warmup = this.sizes[-1], 2 * this.base.hparams.steps, 2 * this.base.hparams.warmup_steps
-one = replace(this.base, d_model=d, n_layers=n, lr=this.window[len(this.window) // 2], steps=steps, warmup_steps=warmup)
+(d, n), steps, warmup = (
+    this.sizes[-1],
+    2 * this.base.hparams.steps,
+    2 * this.base.hparams.warmup_steps,
+)
+one = replace(
+    this.base,
+    d_model=d,
+    n_layers=n,
+    lr=this.window[len(this.window) // 2],
+    steps=steps,
+    warmup_steps=warmup,
+)
 kappas = {"qk_norm": ("kappa",), "kappa": (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), "seed": this.seeds}
 runs = {"without qk-layernorm": grid(off, fitted), "κ": grid(one, kappas)}
 runs |= {"bigram": grid(replace(one, n_layers=0), {"seed": this.seeds})}
@@ -60,8 +71,12 @@ held_out = {"without qk-layernorm": grid(off, fitted | {("d_model", "n_layers"):
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
+)
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure 9, first half · the fit and its prediction
@@ -72,10 +87,18 @@ print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.tra
 
 # %%
 off_runs = analysis.where(table, method="without qk-layernorm")
-probed = {f"{share:.0%} of training": analysis.probe(off_runs, curves, share) for share in (checks.PROBE, 0.5)}
+probed = {
+    f"{share:.0%} of training": analysis.probe(off_runs, curves, share)
+    for share in (checks.PROBE, 0.5)
+}
 target = grid(off, {("d_model", "n_layers"): this.held_out})[0].model.n_params
-fits = pd.concat(analysis.predict_logits(points, [target]).assign(probe=title) for title, points in probed.items())
-stored = sum(bool(f.layer) for f in sweep.plan(held_out["without qk-layernorm"], prepare=False).found)
+fits = pd.concat(
+    analysis.predict_logits(points, [target]).assign(probe=title)
+    for title, points in probed.items()
+)
+stored = sum(
+    bool(f.layer) for f in sweep.plan(held_out["without qk-layernorm"], prepare=False).found
+)
 prediction = report.predict(fits, off_runs, stored, this)
 prediction.drop(columns="fitted_on").round(3)
 
@@ -87,15 +110,25 @@ prediction.drop(columns="fitted_on").round(3)
 larger, larger_curves = report.collect(held_out, this)
 
 # %%
-measured = {title: analysis.probe(larger, larger_curves, share) for title, share in zip(probed, (checks.PROBE, 0.5))}
+measured = {
+    title: analysis.probe(larger, larger_curves, share)
+    for title, share in zip(probed, (checks.PROBE, 0.5))
+}
 standing = {title: analysis.where(prediction, probe=title) for title in probed}
-scores = {title: analysis.score(standing[title], measured[title], checks.PAPER_LOGIT) for title in probed}
-points = {title: pd.concat([probed[title].assign(held_out=False), measured[title].assign(held_out=True)]) for title in probed}
+scores = {
+    title: analysis.score(standing[title], measured[title], checks.PAPER_LOGIT) for title in probed
+}
+points = {
+    title: pd.concat([probed[title].assign(held_out=False), measured[title].assign(held_out=True)])
+    for title in probed
+}
 sizes = np.geomspace(table.query("n_params > 0")["n_params"].min(), target, 25)
 lines = {title: analysis.predict_logits(probed[title], sizes) for title in probed}
 columns = ["key", "seed", "n_params", "lr", "step", "max_attention_logit/0", "failed", "held_out"]
 figure = plots.figure9(points, lines)
-saved = {f"points, {t}": points[t][columns] for t in points} | {f"fit, {t}": lines[t] for t in lines}
+saved = {f"points, {t}": points[t][columns] for t in points} | {
+    f"fit, {t}": lines[t] for t in lines
+}
 report.save(figure, "fig09_predicted_logits", saved, pd.concat([off_runs, larger]), this)
 
 # %%
@@ -111,11 +144,17 @@ pd.concat(scores.values()).groupby(["probe", "lr"])[shown].mean().round(2)
 # %%
 forced = analysis.with_loss(analysis.where(table, method="κ"))
 bigram = analysis.with_loss(analysis.where(table, method="bigram"))
-logits = analysis.curves_of(forced, curves).groupby("key", as_index=False)["max_attention_logit/0"].max()
+logits = (
+    analysis.curves_of(forced, curves).groupby("key", as_index=False)["max_attention_logit/0"].max()
+)
 logits = logits.merge(forced[["key", "seed", "kappa", "d_head"]], on="key")
 logits = logits.assign(allowed=logits["kappa"] * logits["d_head"] ** 0.5).sort_values("kappa")
 figure = plots.figure10(forced, bigram, logits)
-saved = {"loss": forced[["key", "seed", "kappa", "loss"]], "bigram": bigram[["key", "seed", "loss"]], "logits": logits}
+saved = {
+    "loss": forced[["key", "seed", "kappa", "loss"]],
+    "bigram": bigram[["key", "seed", "loss"]],
+    "logits": logits,
+}
 report.save(figure, "fig10_kappa", saved, analysis.where(table, method=["κ", "bigram"]), this)
 
 # %% [markdown]
@@ -134,7 +173,9 @@ report.save(figure, "fig10_kappa", saved, analysis.where(table, method=["κ", "b
 # lies on the claimed side.
 
 # %%
-verdicts = report.publish(checks.predicting_logit_growth(points, scores, forced, bigram), "07", this)
+verdicts = report.publish(
+    checks.predicting_logit_growth(points, scores, forced, bigram), "07", this
+)
 Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]

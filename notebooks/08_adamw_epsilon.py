@@ -45,17 +45,27 @@ this = study(scale, overrides, train, publish)
 
 # %% tags=["grid"]
 axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
-runs = {"default": grid(this.base, axes), "by depth": grid(this.base, axes | {("d_model", "n_layers"): this.depths})}
+runs = {
+    "default": grid(this.base, axes),
+    "by depth": grid(this.base, axes | {("d_model", "n_layers"): this.depths}),
+}
 d, n = this.sizes[-1]
 largest = replace(this.base, d_model=d, n_layers=n, lr=0.3)
-runs |= {f"ε = {eps:g}": grid(replace(largest, eps=eps), {"seed": this.seeds}) for eps in (1e-15, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3)}
+runs |= {
+    f"ε = {eps:g}": grid(replace(largest, eps=eps), {"seed": this.seeds})
+    for eps in (1e-15, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3)
+}
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
+)
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure 11 · gradient RMS of the first MLP layer
@@ -88,7 +98,9 @@ report.save(figure, "figE12_key_gradient_rms", panels, pd.concat([swept, deep]),
 
 # %%
 block = min(2, swept["n_layers"].min() - 1)
-panels = analysis.rms_panels(swept, deep, curves, f"block_rms/{block}", [f"block_rms/{i}" for i in blocks])
+panels = analysis.rms_panels(
+    swept, deep, curves, f"block_rms/{block}", [f"block_rms/{i}" for i in blocks]
+)
 figure = plots.figure_rms(panels, "rms", "RMS of the block's output")
 report.save(figure, "figC01_block_output_rms", panels, pd.concat([swept, deep]), this)
 
@@ -108,14 +120,23 @@ report.save(figure, "figE13_update_rms", {"trajectories": observed[columns]}, sw
 
 # %%
 groups = {"paper": (1e-15, 1e-8), "raised": (1e-15, 1e-5, 1e-4, 1e-3), "E.15": (1e-8, 1e-6)}
-titles = {"paper": "ε of the paper's Fig. 12", "raised": "raised ε: forced", "E.15": "ε of the paper's Fig. E.15"}
+titles = {
+    "paper": "ε of the paper's Fig. 12",
+    "raised": "raised ε: forced",
+    "E.15": "ε of the paper's Fig. E.15",
+}
 ladder = analysis.where(table, method=[m for m in runs if m.startswith("ε")])
 grouped = pd.concat([analysis.where(ladder, eps=e).assign(point=g) for g, e in groups.items()])
 observed, columns = analysis.curves_of(grouped, curves), ["key", "seed", "method", "point", "step"]
 two = {g: titles[g] for g in ("paper", "raised")}
-quantities = {"loss": ("training loss (nats/token)", "linear"), checks.GRADIENT: ("gradient RMS, block 0", "log")}
+quantities = {
+    "loss": ("training loss (nats/token)", "linear"),
+    checks.GRADIENT: ("gradient RMS, block 0", "log"),
+}
 figure = plots.figure_trajectories(observed, quantities, two)
-report.save(figure, "fig12_epsilon", {"trajectories": observed[[*columns, *quantities]]}, ladder, this)
+report.save(
+    figure, "fig12_epsilon", {"trajectories": observed[[*columns, *quantities]]}, ladder, this
+)
 
 # %% [markdown]
 # ## Figure E.15 · ε = 1e-6 against 1e-8
@@ -123,17 +144,25 @@ report.save(figure, "fig12_epsilon", {"trajectories": observed[[*columns, *quant
 # %%
 shown = analysis.where(observed, point="E.15")
 figure = plots.figure_trajectories(shown, quantities, {"E.15": titles["E.15"]})
-report.save(figure, "figE15_epsilon_1e-6", {"trajectories": shown[[*columns, *quantities]]}, ladder, this)
+report.save(
+    figure, "figE15_epsilon_1e-6", {"trajectories": shown[[*columns, *quantities]]}, ladder, this
+)
 
 # %% [markdown]
 # ## Figure 13 · gradient and update RMS per ε, first and last block
 
 # %%
 last = f"blocks/{ladder['n_layers'].max() - 1}/mlp_in/kernel"
-quantities = {checks.GRADIENT: ("gradient RMS, block 0", "log"), f"grad_rms/{last}": ("gradient RMS, last block", "log"),
-              checks.UPDATE: ("update RMS, block 0", "log"), f"update_rms/{last}": ("update RMS, last block", "log")}
+quantities = {
+    checks.GRADIENT: ("gradient RMS, block 0", "log"),
+    f"grad_rms/{last}": ("gradient RMS, last block", "log"),
+    checks.UPDATE: ("update RMS, block 0", "log"),
+    f"update_rms/{last}": ("update RMS, last block", "log"),
+}
 figure = plots.figure_trajectories(observed, quantities, two)
-report.save(figure, "fig13_update_rms", {"trajectories": observed[[*columns, *quantities]]}, ladder, this)
+report.save(
+    figure, "fig13_update_rms", {"trajectories": observed[[*columns, *quantities]]}, ladder, this
+)
 
 # %% [markdown]
 # ## What we see at laptop scale

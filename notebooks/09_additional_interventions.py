@@ -46,17 +46,35 @@ this = study(scale, overrides, train, publish)
 b, rest = this.base, {"lr": this.upper, "seed": this.seeds}
 steps, warmup, batch = b.hparams.steps, b.hparams.warmup_steps, b.train.batch_size
 small, wide = ({("d_model", "n_layers"): s} | rest for s in (this.sizes[:2], this.sizes[-2:]))
-runs = {f"{x:g} × steps": grid(replace(b, steps=int(x * steps), warmup_steps=int(x * warmup)), small) for x in (0.5, 1, 2)}
-runs |= {f"batch × {x}": grid(replace(b, batch_size=x * batch, steps=steps // x, warmup_steps=warmup // x), small) for x in (1, 2, 4)}
-runs |= {f"qk-layernorm {kind}": grid(replace(b, qk_norm=value), wide) for kind, value in (("per head", "per_head"), ("whole", "whole"))}
-runs |= {f"{kind} attention": grid(replace(b, qk_norm="none", attention=kind), small) for kind in ("softmax", "squared_relu")}
+runs = {
+    f"{x:g} × steps": grid(replace(b, steps=int(x * steps), warmup_steps=int(x * warmup)), small)
+    for x in (0.5, 1, 2)
+}
+runs |= {
+    f"batch × {x}": grid(
+        replace(b, batch_size=x * batch, steps=steps // x, warmup_steps=warmup // x), small
+    )
+    for x in (1, 2, 4)
+}
+runs |= {
+    f"qk-layernorm {kind}": grid(replace(b, qk_norm=value), wide)
+    for kind, value in (("per head", "per_head"), ("whole", "whole"))
+}
+runs |= {
+    f"{kind} attention": grid(replace(b, qk_norm="none", attention=kind), small)
+    for kind in ("softmax", "squared_relu")
+}
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens")
+print(
+    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
+)
+print(
+    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
+)
 
 # %% [markdown]
 # ## Figure E.7 · half and twice the steps
@@ -90,8 +108,15 @@ report.save(plots.figure_by_size(loss), "figE08_whole_qk_layernorm", {"loss": lo
 
 # %%
 some = analysis.where(table, method=["softmax attention", "squared_relu attention"])
-top = analysis.curves_of(some, curves).groupby(["method", "key"], as_index=False)["max_attention_logit/0"].max()
-loss, logits = analysis.lr_curves(some, by), some[analysis.DESCRIBING].merge(top, on=["method", "key"])
+top = (
+    analysis.curves_of(some, curves)
+    .groupby(["method", "key"], as_index=False)["max_attention_logit/0"]
+    .max()
+)
+loss, logits = (
+    analysis.lr_curves(some, by),
+    some[analysis.DESCRIBING].merge(top, on=["method", "key"]),
+)
 figure = plots.figure_e11(loss, logits)
 report.save(figure, "figE11_pointwise_attention", {"loss": loss, "logits": logits}, some, this)
 

@@ -48,12 +48,24 @@ this = study(scale, overrides, train, publish)
 quiet = replace(this.base, d_model=d, n_layers=n, lr=0.1, log_every=every, histograms=48)
 burst, skip = protocol.burst(steps, every)
 disturbed, raised = replace(quiet, **burst), replace(quiet, **burst, eps=1e-3)
-stages = {"ε = 1e-8, no burst": quiet, "ε = 1e-3, no burst": replace(quiet, eps=1e-3), "ε = 1e-8": disturbed,
-          "ε = 1e-3": raised, "ε = 1e-3, batch × 8": replace(raised, batch_size=8 * quiet.train.batch_size)}  # fmt: skip
-remedies = {"ε = 1e-3": raised, "ε = 1e-8": disturbed, "ε = 0": replace(raised, eps=0.0),
-            "ε from 1e-3 to 1e-8": replace(raised, eps_decay=1e-5), "LR / 3": replace(raised, lr=0.03),
-            "batch / 2": replace(raised, batch_size=quiet.train.batch_size // 2), "β = 0.8, 0.9": replace(raised, b1=0.8, b2=0.9),
-            "embedding gradient / 10": replace(raised, embedding_gradient=0.1), "rewind and skip": replace(raised, **skip)}  # fmt: skip
+stages = {
+    "ε = 1e-8, no burst": quiet,
+    "ε = 1e-3, no burst": replace(quiet, eps=1e-3),
+    "ε = 1e-8": disturbed,
+    "ε = 1e-3": raised,
+    "ε = 1e-3, batch × 8": replace(raised, batch_size=8 * quiet.train.batch_size),
+}
+remedies = {
+    "ε = 1e-3": raised,
+    "ε = 1e-8": disturbed,
+    "ε = 0": replace(raised, eps=0.0),
+    "ε from 1e-3 to 1e-8": replace(raised, eps_decay=1e-5),
+    "LR / 3": replace(raised, lr=0.03),
+    "batch / 2": replace(raised, batch_size=quiet.train.batch_size // 2),
+    "β = 0.8, 0.9": replace(raised, b1=0.8, b2=0.9),
+    "embedding gradient / 10": replace(raised, embedding_gradient=0.1),
+    "rewind and skip": replace(raised, **skip),
+}
 
 # %% [markdown]
 # Two questions of ours: what if a few batches are the whole corpus, and what if small gradients underflow in a narrow format?
@@ -61,9 +73,15 @@ remedies = {"ε = 1e-3": raised, "ε = 1e-8": disturbed, "ε = 0": replace(raise
 # %% tags=["grid"]
 counts = {"every batch new": 0, "8 batches, again and again": 8, "one batch, again and again": 1}
 repeated = {name: replace(quiet, lr=0.01, corpus_batches=count) for name, count in counts.items()}
-formats = {f"{name}, loss × {by}": replace(quiet, gradient_dtype=name, loss_scale=float(by))
-           for name in ("float16", "float8_e5m2", "float8_e4m3fn") for by in (1, 64)}  # fmt: skip
-runs = {name: grid(run, {"seed": this.seeds}) for name, run in (stages | remedies | repeated | formats).items()}
+formats = {
+    f"{name}, loss × {by}": replace(quiet, gradient_dtype=name, loss_scale=float(by))
+    for name in ("float16", "float8_e5m2", "float8_e4m3fn")
+    for by in (1, 64)
+}
+runs = {
+    name: grid(run, {"seed": this.seeds})
+    for name, run in (stages | remedies | repeated | formats).items()
+}
 
 # %%
 table, curves = report.collect(runs, this)
@@ -79,7 +97,9 @@ print(f"{len(table)} rows, {table['key'].nunique()} runs, {table['seed'].nunique
 # %%
 distributions, rejections = adam.distributions((0.0, 0.1, 0.3, 0.5, 0.7, 0.9)), adam.rejections()
 figure = plots.figure_ratio(distributions, rejections, 0.9, 0.95)
-report.save(figure, "figP2_ratio", {"distributions": distributions, "rejections": rejections}, table, this)
+report.save(
+    figure, "figP2_ratio", {"distributions": distributions, "rejections": rejections}, table, this
+)
 
 # %% [markdown]
 # ## The stages, in training
@@ -89,30 +109,62 @@ report.save(figure, "figP2_ratio", {"distributions": distributions, "rejections"
 # %%
 begin, window, layer = burst["rare_batch"], steps // 8, checks.TENSOR
 simulated, observed = adam.by_seed(this.seeds), analysis.curves_of(table, curves)
-observed = observed.assign(dip=[adam.dip_of_histogram(shares) for shares in adam.shares(observed, f"ratio/{layer}")])
+observed = observed.assign(
+    dip=[adam.dip_of_histogram(shares) for shares in adam.shares(observed, f"ratio/{layer}")]
+)
 spikes = analysis.spikes(observed, begin, burst["rare_batches"], window, checks.SMALL)
-titles = {"ε = 1e-8": "default ε", "ε = 1e-3": "raised ε", "ε = 1e-3, batch × 8": "raised ε, batch × 8"}
-shown = pd.concat([analysis.where(observed, method=[m, f"{m}, no burst"]).assign(point=m) for m in titles])
-shown["method"] = shown["method"].str.endswith("no burst").map({True: "without the burst", False: "with the burst"})
+titles = {
+    "ε = 1e-8": "default ε",
+    "ε = 1e-3": "raised ε",
+    "ε = 1e-3, batch × 8": "raised ε, batch × 8",
+}
+shown = pd.concat(
+    [analysis.where(observed, method=[m, f"{m}, no burst"]).assign(point=m) for m in titles]
+)
+shown["method"] = (
+    shown["method"]
+    .str.endswith("no burst")
+    .map({True: "without the burst", False: "with the burst"})
+)
 
 # %%
-quantities = {"loss": ("training loss\n(nats/token)", "linear"), checks.GRADIENT: ("gradient RMS", "log"),
-              checks.UPDATE: ("update RMS", "log"), f"gradient_cosine/{layer}": ("cosine of\nsuccessive gradients", "linear"),
-              "dip": ("dip of r", "log")}  # fmt: skip
+quantities = {
+    "loss": ("training loss\n(nats/token)", "linear"),
+    checks.GRADIENT: ("gradient RMS", "log"),
+    checks.UPDATE: ("update RMS", "log"),
+    f"gradient_cosine/{layer}": ("cosine of\nsuccessive gradients", "linear"),
+    "dip": ("dip of r", "log"),
+}
 marks = begin, begin + burst["rare_batches"] - 1
 lines = {checks.GRADIENT: (1e-3, "ε = 1e-3"), "dip": (simulated["dip"].mean(), "ρ = 0.5")}
 figure = plots.figure_trajectories(shown, quantities, titles, lines, marks)
-report.save(figure, "figP2_stages", {"stages": shown[["key", "seed", "method", "point", "step", *quantities]]}, table, this)
+report.save(
+    figure,
+    "figP2_stages",
+    {"stages": shown[["key", "seed", "method", "point", "step", *quantities]]},
+    table,
+    this,
+)
 
 # %% [markdown]
 # ## Distributions of r and of the update Δ
 
 # %%
-moments = {begin - every: "before the burst", marks[0]: "its first step", marks[1]: "its last step", steps - 1: "end"}
+moments = {
+    begin - every: "before the burst",
+    marks[0]: "its first step",
+    marks[1]: "its last step",
+    steps - 1: "end",
+}
 pair = analysis.where(observed, method=["ε = 1e-8", "ε = 1e-3"], step=list(moments))
 tensors = {"embed": "embedding", layer: "block 0", f"blocks/{n - 1}/mlp_in": f"block {n - 1}"}
-bars = pd.concat([adam.histograms(pair, f"{kind}/{tensor}").assign(row=f"{letter}, {name}")
-                  for tensor, name in tensors.items() for kind, letter in (("ratio", "r"), ("update", "Δ"))])  # fmt: skip
+bars = pd.concat(
+    [
+        adam.histograms(pair, f"{kind}/{tensor}").assign(row=f"{letter}, {name}")
+        for tensor, name in tensors.items()
+        for kind, letter in (("ratio", "r"), ("update", "Δ"))
+    ]
+)
 figure = plots.figure_histograms(bars.assign(column=bars["step"]), moments)
 report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
 
@@ -123,30 +175,56 @@ report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
 
 # %%
 rescued = analysis.where(analysis.remedies(table, spikes), method=list(remedies))
-quantities = {"height": ("height of the spike (nats)", "linear"), "steps_lost": ("steps lost", "linear"),
-              "tokens_lost": ("tokens lost", "linear"), "loss": (plots.LOSS_AXIS, "linear")}  # fmt: skip
+quantities = {
+    "height": ("height of the spike (nats)", "linear"),
+    "steps_lost": ("steps lost", "linear"),
+    "tokens_lost": ("tokens lost", "linear"),
+    "loss": (plots.LOSS_AXIS, "linear"),
+}
 figure = plots.figure_dots(rescued, quantities, list(remedies))
-report.save(figure, "figP2_remedies", {"remedies": rescued[["key", "seed", "method", *quantities]]}, rescued, this)
+report.save(
+    figure,
+    "figP2_remedies",
+    {"remedies": rescued[["key", "seed", "method", *quantities]]},
+    rescued,
+    this,
+)
 
 # %% [markdown]
 # ## A corpus of few batches
 
 # %%
 times = {steps // 4 - 1: "after a quarter", steps // 2 - 1: "half-way", steps - 1: "end"}
-bars = adam.histograms(analysis.where(observed, method=list(repeated), step=list(times)), f"ratio/{layer}")
+bars = adam.histograms(
+    analysis.where(observed, method=list(repeated), step=list(times)), f"ratio/{layer}"
+)
 figure = plots.figure_histograms(bars.assign(row="r, block 0", column=bars["step"]), times)
-report.save(figure, "figP2_batches", {"histograms": bars}, analysis.where(table, method=list(repeated)), this)
+report.save(
+    figure,
+    "figP2_batches",
+    {"histograms": bars},
+    analysis.where(table, method=list(repeated)),
+    this,
+)
 
 # %% [markdown]
 # ## Gradients in narrow formats
 
 # %%
 zeros, linear = f"zero_gradients/{layer}", "linear"
-quantities = {zeros: ("share of zero gradients", linear), checks.UPDATE: ("update RMS", linear), "loss": (plots.LOSS_AXIS, linear)}
+quantities = {
+    zeros: ("share of zero gradients", linear),
+    checks.UPDATE: ("update RMS", linear),
+    "loss": (plots.LOSS_AXIS, linear),
+}
 narrow = analysis.where(table, method=["ε = 1e-8, no burst", *formats])
-ends = analysis.late(narrow, curves, list(quantities)[:2]).merge(analysis.with_loss(narrow)[["key", "loss"]])
+ends = analysis.late(narrow, curves, list(quantities)[:2]).merge(
+    analysis.with_loss(narrow)[["key", "loss"]]
+)
 figure = plots.figure_dots(ends, quantities, list(narrow["method"].unique()))
-report.save(figure, "figP2_formats", {"formats": ends[["key", "seed", "method", *quantities]]}, narrow, this)
+report.save(
+    figure, "figP2_formats", {"formats": ends[["key", "seed", "method", *quantities]]}, narrow, this
+)
 
 # %% [markdown]
 # ## What we see at laptop scale
@@ -164,7 +242,9 @@ report.save(figure, "figP2_formats", {"formats": ends[["key", "seed", "method", 
 # lies on the claimed side.
 
 # %%
-verdicts = report.publish(checks.adam_instability(simulated, table, observed, spikes, begin, window), "10", this)
+verdicts = report.publish(
+    checks.adam_instability(simulated, table, observed, spikes, begin, window), "10", this
+)
 Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]

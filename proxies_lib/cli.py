@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0; 2 for bad input and 1 for a disk's refusal, with one line on stderr; 130 when interrupted, 143 by
     SIGTERM with a checkpoint."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows its number
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that cannot show a character shows its number
             stream.reconfigure(errors="backslashreplace")
     try:
         options = _parser().parse_args(arguments)
@@ -66,13 +68,23 @@ def _parser() -> argparse.ArgumentParser:
     for name, call, text in (
         ("plan", _plan, "print what sections would train, and why, without training"),
         ("run", _run, "train what is missing, then execute the notebooks"),
-        ("figures", _figures, "execute the notebooks on stored or committed runs only: redraw, train nothing"),
+        (
+            "figures",
+            _figures,
+            "execute the notebooks on stored or committed runs only: redraw, train nothing",
+        ),
     ):
         sub = command(name, call, text)
-        sub.add_argument("sections", nargs="*", metavar="SECTION", help="01, 02, …; all without one")
+        sub.add_argument(
+            "sections", nargs="*", metavar="SECTION", help="01, 02, …; all without one"
+        )
         sub.add_argument("--scale", default="laptop", help="smoke, laptop (default), gpu or paper")
         sub.add_argument(
-            "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            dest="settings",
             help="override sizes, lrs, seeds or a field of the run; outputs go to a label of its own",
         )
         sub.add_argument("--seeds", help="as 0,1,2 or 1000-1002: short for --set seeds=[…]")
@@ -80,23 +92,40 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--store", help="folder of the run store")
         if name != "plan":
             sub.add_argument(
-                "--publish", action="store_true",
+                "--publish",
+                action="store_true",
                 help="write the committed outputs, not the local ones; the code must be committed",
             )
         if name == "figures":
             continue
         sub.add_argument("--workers", type=int, help="training processes (default: one per core)")
-        sub.add_argument("--engine", choices=("auto", "processes", "lanes", "ray"),
-                         help="a process per core, vmapped lanes, a Ray cluster (docs/machines.md); auto: by the device")  # fmt: skip
+        sub.add_argument(
+            "--engine",
+            choices=("auto", "processes", "lanes", "ray"),
+            help="a process per core, vmapped lanes, a Ray cluster (docs/machines.md); auto: by the device",
+        )
         if name == "plan":
-            sub.add_argument("--shard", default="1/1", metavar="i/n", help="only part i of n (1 ≤ i ≤ n)")
+            sub.add_argument(
+                "--shard", default="1/1", metavar="i/n", help="only part i of n (1 ≤ i ≤ n)"
+            )
             continue
-        sub.add_argument("--distributed", nargs="?", const="auto", metavar="HOST:PORT,n,i",
-                         help="train in step with other processes; on pods and under Slurm they find each other")  # fmt: skip
-        sub.add_argument("--shard", default="1/1", metavar="i/n", help="only train part i of n (1 ≤ i ≤ n)")
+        sub.add_argument(
+            "--distributed",
+            nargs="?",
+            const="auto",
+            metavar="HOST:PORT,n,i",
+            help="train in step with other processes; on pods and under Slurm they find each other",
+        )
+        sub.add_argument(
+            "--shard", default="1/1", metavar="i/n", help="only train part i of n (1 ≤ i ≤ n)"
+        )
 
-    sub = command("merge", _merge, "bring runs of other stores into one, and pack it into files below 16 MiB")
-    sub.add_argument("sources", nargs="*", metavar="SOURCE", help="a store or a pack; none: only pack the store")
+    sub = command(
+        "merge", _merge, "bring runs of other stores into one, and pack it into files below 16 MiB"
+    )
+    sub.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help="a store or a pack; none: only pack the store"
+    )
     sub.add_argument("--store", help="folder of the run store that receives them")
 
     sub = command("table", _table, "print the exported runs of a scale as csv")
@@ -105,37 +134,71 @@ def _parser() -> argparse.ArgumentParser:
     _add_label(sub)
     sub.add_argument("--json", action="store_true")
     kind = sub.add_mutually_exclusive_group()
-    kind.add_argument("--readme", action="store_true", help="write the published ones between README's markers")
     kind.add_argument(
-        "--against", metavar="LABEL",
+        "--readme", action="store_true", help="write the published ones between README's markers"
+    )
+    kind.add_argument(
+        "--against",
+        metavar="LABEL",
         help="compare with the verdicts of another label; of the same one: one's own with the published ones",
     )
-    sub = command("bench", _bench, "measure this machine: training beside the matmul peak, sweeps, the store")
+    sub = command(
+        "bench", _bench, "measure this machine: training beside the matmul peak, sweeps, the store"
+    )
     sub.add_argument(
-        "part", nargs="?", choices=("step", "profile", "lanes", "checkpoint", "sweep", "store"),
+        "part",
+        nargs="?",
+        choices=("step", "profile", "lanes", "checkpoint", "sweep", "store"),
         help="a train step on one core (default on a CPU), where its time goes, runs at once as lanes (default on an "
         "accelerator), a checkpoint of them, a sweep with its compilation, the store",
-    )  # fmt: skip
+    )
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("--seconds", type=float, default=12.0, help="step, profile, lanes, checkpoint: measured time per model")
-    sub.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="store: numbers of stored runs")
+    sub.add_argument(
+        "--seconds",
+        type=float,
+        default=12.0,
+        help="step, profile, lanes, checkpoint: measured time per model",
+    )
+    sub.add_argument(
+        "--counts", type=int, nargs="+", default=[100, 1000], help="store: numbers of stored runs"
+    )
 
     sub = command(
-        "tpu-check", _tpu_check, "compile the paper's train step for a TPU slice on this machine: does it fit?"
+        "tpu-check",
+        _tpu_check,
+        "compile the paper's train step for a TPU slice on this machine: does it fit?",
     )
-    sub.add_argument("--size", default="4.8B", help="N of the paper's sizes: 2.4M, 9.4M, … 4.8B (default)")
     sub.add_argument(
-        "--topology", default="v5e:4x4", help="a slice, as v5e:4x4 (default), v6e:2x4, v5p:2x2x1, v4:2x2x2"
+        "--size", default="4.8B", help="N of the paper's sizes: 2.4M, 9.4M, … 4.8B (default)"
+    )
+    sub.add_argument(
+        "--topology",
+        default="v5e:4x4",
+        help="a slice, as v5e:4x4 (default), v6e:2x4, v5p:2x2x1, v4:2x2x2",
     )
     sub.add_argument("--batch", type=int, help="global batch (default: the paper's 256)")
-    sub.add_argument("--accumulate", type=int, help="microbatches of a step (default: 1, the whole batch at once)")
-    sub.add_argument("--scan", action=argparse.BooleanOptionalAction, help="scan over layers, with rematerialization")
+    sub.add_argument(
+        "--accumulate",
+        type=int,
+        help="microbatches of a step (default: 1, the whole batch at once)",
+    )
+    sub.add_argument(
+        "--scan",
+        action=argparse.BooleanOptionalAction,
+        help="scan over layers, with rematerialization",
+    )
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("--table", action="store_true", help="check what docs/tpu_check.csv lacks, write docs/scale.md")
+    sub.add_argument(
+        "--table",
+        action="store_true",
+        help="check what docs/tpu_check.csv lacks, write docs/scale.md",
+    )
     sub = command("costs", _costs, "what each figure costs at a scale, from its FLOPs")
     sub.add_argument("--scale", default="laptop", help="smoke, laptop (default), gpu or paper")
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("--table", action="store_true", help="write the tables of all scales into docs/scale.md")
+    sub.add_argument(
+        "--table", action="store_true", help="write the tables of all scales into docs/scale.md"
+    )
 
     data = command("data", None, "prepare and list datasets").add_subparsers(
         required=True, metavar="ACTION", parser_class=_Parser
@@ -143,13 +206,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = data.add_parser("prepare", help="tokenize and pack a source")
     sub.set_defaults(call=_data_prepare)
     sub.add_argument("source", help="synthetic, stdlib, text or c4")
-    sub.add_argument("--path", nargs="+", help="files or globs (text); a folder or URL prefix of shards (c4)")
+    sub.add_argument(
+        "--path", nargs="+", help="files or globs (text); a folder or URL prefix of shards (c4)"
+    )
     sub.add_argument("--validation", nargs="+", help="files of held-out documents (text)")
     sub.add_argument("--tokenizer", help="a SentencePiece model; else one is trained")
     sub.add_argument("--vocab-size", type=int, help="pieces of a trained vocabulary (default 1024)")
     sub.add_argument("--shards", type=int, help="use at most so many shards (c4)")
     sub.add_argument(
-        "--name", help="letters, digits, '.', '_' and '-' (default: the source); replaces its dataset"
+        "--name",
+        help="letters, digits, '.', '_' and '-' (default: the source); replaces its dataset",
     )
     sub = data.add_parser("list", help="prepared datasets, with counts and fingerprints")
     sub.set_defaults(call=_data_list)
@@ -157,8 +223,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_label(sub):
-    sub.add_argument("--scale", default="laptop", metavar="LABEL", help="a scale, or the label of a protocol")
-    sub.add_argument("--published", action="store_true", help="the committed ones, also where there are own ones")
+    sub.add_argument(
+        "--scale", default="laptop", metavar="LABEL", help="a scale, or the label of a protocol"
+    )
+    sub.add_argument(
+        "--published", action="store_true", help="the committed ones, also where there are own ones"
+    )
 
 
 def _settings(options) -> dict:
@@ -180,7 +250,12 @@ def _literal(text: str):
     """`text` as a Python literal, else as it is."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
+    except (
+        ValueError,
+        SyntaxError,
+        MemoryError,
+        RecursionError,
+    ):  # the last two: nested too deeply
         return text
 
 
@@ -232,7 +307,10 @@ def _say_which_project():
     """Notebooks are programs: say whose are executed, where one stands in another project folder."""
     here = paths.project_here()
     if here is not None and here.resolve() != paths.root().resolve():
-        print(f"proxies: uses the project folder {paths.root()}, which is installed, not {here}", file=sys.stderr)
+        print(
+            f"proxies: uses the project folder {paths.root()}, which is installed, not {here}",
+            file=sys.stderr,
+        )
 
 
 def _new_folder(field: str, text: str) -> str:
@@ -273,14 +351,20 @@ def _run(options):
     print(plan.describe(engines.cores()), flush=True)
     sweep.run(plan)
     if shard[1] > 1:
-        print(f"shard {options.shard} is trained; run without --shard once every shard's store is in one place")
+        print(
+            f"shard {options.shard} is trained; run without --shard once every shard's store is in one place"
+        )
         return
     if options.distributed:
-        print("trained by all processes together, stored by the first; run there without --distributed to go on")
+        print(
+            "trained by all processes together, stored by the first; run there without --distributed to go on"
+        )
         return
     if options.publish:
         trained = sweep.plan(runs)
-        outputs.require_committed(provenance.commit(), tables.table(list(trained.found), trained.folder, columns=())[0])
+        outputs.require_committed(
+            provenance.commit(), tables.table(list(trained.found), trained.folder, columns=())[0]
+        )
     _execute(notebooks, chosen, parameters, study.label)
     done = sweep.plan(runs + held_out)
     table, curves = tables.table(list(done.found), done.folder)
@@ -299,13 +383,19 @@ def _join(distributed: str | None):
     try:
         jax.distributed.initialize(*((match[1], int(match[2]), int(match[3])) if match else ()))
     except (RuntimeError, ValueError) as error:
-        refuse("distributed", distributed, f"the processes do not find each other ({str(error).splitlines()[0]})")
+        refuse(
+            "distributed",
+            distributed,
+            f"the processes do not find each other ({str(error).splitlines()[0]})",
+        )
     os.environ |= {"PROXIES_DISTRIBUTED": "1", "PROXIES_ENGINE": "lanes"}
 
 
 def _say_held_out(runs):
     if runs:
-        print(f"held out: {len(set(runs))} further runs, which a notebook trains after it has written its prediction")
+        print(
+            f"held out: {len(set(runs))} further runs, which a notebook trains after it has written its prediction"
+        )
 
 
 def _figures(options):
@@ -356,7 +446,9 @@ def _claims(options):
         if options.json:
             return _print_json(both)
         for row in both[~both["same"]].itertuples():
-            print(f"{row.claim:22} {row.effect:10.3g} {row.verdict:26} {row.effect_other:10.3g} {row.verdict_other}")
+            print(
+                f"{row.claim:22} {row.effect:10.3g} {row.verdict:26} {row.effect_other:10.3g} {row.verdict_other}"
+            )
         held = both[both["verdict"] == claims.HOLDS]
         print(
             f"same verdict: {both['same'].sum()} of {len(both)}; of those that hold: {held['same'].sum()} of {len(held)}"
@@ -365,7 +457,9 @@ def _claims(options):
         _print_json(rows)
     else:
         for row in report.short(rows).itertuples():
-            print(f"Fig. {row.figure:4} {row.verdict:24} {row.effect:28} n={row.n}  {row.statement}")
+            print(
+                f"Fig. {row.figure:4} {row.verdict:24} {row.effect:28} n={row.n}  {row.statement}"
+            )
 
 
 def _print_json(rows):
@@ -395,7 +489,11 @@ def _tpu_check(options):
     if options.table:
         tpu.measure()
         return _write_between_markers(paths.root() / tpu.PAGE, tpu.slices_table(), "slices")
-    changes = {name: getattr(options, name) for name in ("accumulate", "scan") if getattr(options, name) is not None}
+    changes = {
+        name: getattr(options, name)
+        for name in ("accumulate", "scan")
+        if getattr(options, name) is not None
+    }
     row = tpu.check(options.size, options.topology, options.batch, **changes)
     print(json.dumps(row, indent=1) if options.json else tpu.describe(row))
 
@@ -405,10 +503,16 @@ def _costs(options):
 
     if options.table:
         for scale in protocol.scales():
-            _write_between_markers(paths.root() / tpu.PAGE, costs.costs_table(scale), f"costs {scale}")
-        return _write_between_markers(paths.root() / tpu.PAGE, costs.sizes_table("paper"), "sizes paper")
+            _write_between_markers(
+                paths.root() / tpu.PAGE, costs.costs_table(scale), f"costs {scale}"
+            )
+        return _write_between_markers(
+            paths.root() / tpu.PAGE, costs.sizes_table("paper"), "sizes paper"
+        )
     print(
-        costs.costs(options.scale).to_json(orient="records", indent=1) if options.json else costs.costs_table(options.scale)
+        costs.costs(options.scale).to_json(orient="records", indent=1)
+        if options.json
+        else costs.costs_table(options.scale)
     )
 
 

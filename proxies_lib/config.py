@@ -125,7 +125,8 @@ class ModelConfig:
     vocab_size: int = knob(32101, POSITIVE, "pieces of the tokenizer")
     seq_len: int = knob(512, POSITIVE, "tokens of a window")
     qk_norm: str = knob(
-        "per_head", one_of("none", "per_head", "whole", "kappa"),
+        "per_head",
+        one_of("none", "per_head", "whole", "kappa"),
         "what q and k pass before the logits: LayerNorm per head or over the whole width "
         "(P1, Fig. E.8), or the κ map √κ·z/√mean(z²) (P1, Fig. 10)",
     )
@@ -133,7 +134,8 @@ class ModelConfig:
         "bfloat16", one_of("float32", "bfloat16"), "of activations and weights in the products"
     )
     attention: str = younger_knob(
-        "softmax", one_of("softmax", "squared_relu"),
+        "softmax",
+        one_of("softmax", "squared_relu"),
         "how logits weigh values; squared_relu is relu(logit)²/√seq_len (P1, Fig. E.11)",
     )
 
@@ -162,11 +164,14 @@ class TrainConfig:
     log_every: int = knob(100, POSITIVE, "steps between logged points; must divide steps")
     eval_batches: int = knob(20, POSITIVE, "validation batches of the first and the final loss")
     gradient_dtype: str = younger_knob(
-        "float32", one_of("float32", "float16", "float8_e5m2", "float8_e4m3fn"),
+        "float32",
+        one_of("float32", "float16", "float8_e5m2", "float8_e4m3fn"),
         "gradients are rounded to it before the optimizer, times loss_scale (P2)",
     )
     histograms: int = younger_knob(
-        0, NOT_NEGATIVE, "bins of the histograms of Adam's ratio and update; 0: none are logged (P2)"
+        0,
+        NOT_NEGATIVE,
+        "bins of the histograms of Adam's ratio and update; 0: none are logged (P2)",
     )
 
     def __post_init__(self):
@@ -183,7 +188,8 @@ class HyperParams:
     min_lr: float = knob(1e-5, NOT_NEGATIVE, "absolute floor of the cosine, whatever η")
     weight_decay: float = knob(1e-4, NOT_NEGATIVE, "λ")
     decay: str = knob(
-        "independent", one_of("independent", "coupled"),
+        "independent",
+        one_of("independent", "coupled"),
         "subtract s_t·λ·θ, or s_t·η·λ·θ (P1, section 3.3 and Fig. 6)",
     )
     z_loss: float = knob(1e-4, NOT_NEGATIVE, "coefficient of log² Z (P1, section 3.1.2)")
@@ -253,7 +259,11 @@ class Run:
         if self.train.histograms and not self.model.n_layers:
             refuse("histograms", self.train.histograms, "must be 0 without layers")
         if self.hparams.steps % self.train.log_every:
-            refuse("steps", self.hparams.steps, f"must be a multiple of log_every={self.train.log_every}")
+            refuse(
+                "steps",
+                self.hparams.steps,
+                f"must be a multiple of log_every={self.train.log_every}",
+            )
 
     @property
     def program(self) -> tuple:
@@ -276,7 +286,9 @@ class Run:
 PARTS = {"model": ModelConfig, "train": TrainConfig, "hparams": HyperParams, "order": DataOrder}
 
 # Field name → the part that has it, "" for the run itself.
-FIELDS = {"data": ""} | {each.name: part for part, kind in PARTS.items() for each in dataclasses.fields(kind)}
+FIELDS = {"data": ""} | {
+    each.name: part for part, kind in PARTS.items() for each in dataclasses.fields(kind)
+}
 
 YOUNGER = {
     each.name: each.default
@@ -296,7 +308,9 @@ def replace(run: Run, **changes) -> Run:
             refuse(name, value, f"unknown field; fields are {', '.join(FIELDS)}")
         parts.setdefault(FIELDS[name], {})[name] = value
     top = parts.pop("", {})
-    nested = {part: dataclasses.replace(getattr(run, part), **values) for part, values in parts.items()}
+    nested = {
+        part: dataclasses.replace(getattr(run, part), **values) for part, values in parts.items()
+    }
     return dataclasses.replace(run, **top, **nested)
 
 
@@ -360,7 +374,9 @@ def key_of(values: dict, fingerprint: str, schema: int = SCHEMA) -> str:
 
 def _digest_of_fields(fields: dict) -> str:
     """`digest` of a flat dictionary. Zeros are encoded each time: 0.0 and -0.0 are one value to a cache."""
-    texts = [_encoded(*field) if field[1] else _encoded.__wrapped__(*field) for field in fields.items()]
+    texts = [
+        _encoded(*field) if field[1] else _encoded.__wrapped__(*field) for field in fields.items()
+    ]
     return hashlib.sha256(f"{{{', '.join(sorted(texts))}}}".encode()).hexdigest()[:24]
 
 

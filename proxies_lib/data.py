@@ -32,9 +32,7 @@ class Dataset:
     fingerprint: str
     path: str | None = None
 
-    def batch(
-        self, split, seed, step, batch_size, seq_len, shard=0, n_shards=1
-    ) -> np.ndarray:
+    def batch(self, split, seed, step, batch_size, seq_len, shard=0, n_shards=1) -> np.ndarray:
         """Rows of int32 windows (batch_size / n_shards, seq_len + 1), by the arguments alone.
 
         Training visits every window once per epoch, in an order that `seed` fixes. Validation

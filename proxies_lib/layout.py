@@ -43,7 +43,11 @@ class Layout:
             return dataclasses.replace(self, run=math.gcd(self.lanes, devices))
         shards = _shards(devices, train.batch_size)
         rows = train.batch_size // shards
-        parts = next(a for a in range(1, rows + 1) if rows % a == 0 and a * shards >= self.accumulate * self.data)
+        parts = next(
+            a
+            for a in range(1, rows + 1)
+            if rows % a == 0 and a * shards >= self.accumulate * self.data
+        )
         return dataclasses.replace(self, data=shards, accumulate=parts)
 
     def check(self, config: ModelConfig, train: TrainConfig):
@@ -76,7 +80,11 @@ def memory(config: ModelConfig, train: TrainConfig, layout: Layout = Layout()) -
     N = train.batch_size * config.seq_len / layout.data / layout.accumulate
     heads = 0 if ops.fused(config) else config.n_heads * config.seq_len
     layer = N * (20 * config.d_model * width + heads * (8 + width))
-    layers = layer + config.n_layers * N * config.d_model * width if layout.scan else config.n_layers * layer
+    layers = (
+        layer + config.n_layers * N * config.d_model * width
+        if layout.scan
+        else config.n_layers * layer
+    )
     state = params * (20 + width if layout.accumulate > 1 else 16 + width) / layout.data
     return state + layers + N * config.vocab_size * 10
 
@@ -85,15 +93,21 @@ def layout_alone(run: Run) -> Layout:
     """The layout of `run` on one CPU core: as many points a call as a small run needs for calls to cost nothing (a call
     costs milliseconds, a step of the smallest models two), a power of two that divides the run's."""
     most = min(MAX_POINTS, FLOPS_OF_CALL / (run.flops / run.hparams.steps * run.train.log_every))
-    return Layout(points=math.gcd(run.hparams.steps // run.train.log_every, 1 << int(math.log2(max(1, most)))))
+    return Layout(
+        points=math.gcd(run.hparams.steps // run.train.log_every, 1 << int(math.log2(max(1, most))))
+    )
 
 
-def layout_for(config: ModelConfig, train: TrainConfig, devices, limit: float | None = None) -> Layout:
+def layout_for(
+    config: ModelConfig, train: TrainConfig, devices, limit: float | None = None
+) -> Layout:
     """The layout of a program on `devices` with `limit` bytes each: a function of both alone, so that equal runs on equal
     hardware give equal bits. Runs that fit one device are lanes, spread over all of them, as many as memory holds; others
     are sharded over all devices, scanned, and accumulated over the fewest microbatches that fit."""
     if limit is None:
-        own = next(d for d in devices if d.process_index == jax.process_index())  # only its own tell a process
+        own = next(
+            d for d in devices if d.process_index == jax.process_index()
+        )  # only its own tell a process
         limit = (own.memory_stats() or {}).get("bytes_limit", CPU_MEMORY)
     one = Layout(scan=config.n_layers > DEEP)
     fit = int(MEMORY_SHARE * limit // memory(config, train, one))
@@ -130,7 +144,9 @@ class Shardings:
 
         def one(path, leaf):
             shape = leaf.shape[1:] if self.layout.lanes else leaf.shape
-            first = int(self.layout.scan and any(getattr(part, "key", None) == "blocks" for part in path))
+            first = int(
+                self.layout.scan and any(getattr(part, "key", None) == "blocks" for part in path)
+            )
             splits = [i for i in range(first, len(shape)) if shape[i] % self.layout.data == 0]
             axes = [None] * len(shape)
             if splits and self.layout.data > 1:

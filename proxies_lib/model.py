@@ -17,13 +17,30 @@ from flax import nnx
 
 from proxies_lib import ops
 from proxies_lib.config import ModelConfig
-from proxies_lib.ops import attention_logits, causal, dense, fused, fused_attention, kappa_map, layer_norm, rms, rope
+from proxies_lib.ops import (
+    attention_logits,
+    causal,
+    dense,
+    fused,
+    fused_attention,
+    kappa_map,
+    layer_norm,
+    rms,
+    rope,
+)
 
-PAPER = {"attention_power": 0.5, "kappa": 1.0, "head_init": 1.0, "query_init": 1.0}  # the defaults of P1
+PAPER = {
+    "attention_power": 0.5,
+    "kappa": 1.0,
+    "head_init": 1.0,
+    "query_init": 1.0,
+}  # the defaults of P1
 
 _kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
 
-_embedding_init = nnx.initializers.variance_scaling(1.0, "fan_out", "normal", batch_axis=0)  # of (V, D): std 1/√D
+_embedding_init = nnx.initializers.variance_scaling(
+    1.0, "fan_out", "normal", batch_axis=0
+)  # of (V, D): std 1/√D
 
 
 class Linear(nnx.Linear):
@@ -45,14 +62,18 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, linear, norm):
         self.config = config
-        self.query, self.key, self.value, self.out = (linear(config.d_model, config.d_model) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            linear(config.d_model, config.d_model) for _ in range(4)
+        )
         if config.qk_norm in ("per_head", "whole"):
             width = config.d_head if config.qk_norm == "per_head" else config.d_model
             self.query_norm, self.key_norm = norm(width), norm(width)
 
     def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
         # One product for q, k and v: three narrow ones cost more on every backend.
-        kernel = jnp.concatenate([w.kernel[...] for w in (self.query, self.key, self.value)], axis=1)
+        kernel = jnp.concatenate(
+            [w.kernel[...] for w in (self.query, self.key, self.value)], axis=1
+        )
         q, k, v = jnp.split(dense(x_ND, kernel.astype(x_ND.dtype)), 3, axis=1)
         if self.config.qk_norm == "whole":
             q, k = self.query_norm(q), self.key_norm(k)
@@ -67,10 +88,14 @@ class Attention(nnx.Module):
         if fused(self.config):
             mixed_BHKT = fused_attention(q, k, v, scale)
             out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
-            return out_ND, ops.when(probe, lambda q, k: self._observe(q, k, attention_logits(q, k, scale)), q, k)
+            return out_ND, ops.when(
+                probe, lambda q, k: self._observe(q, k, attention_logits(q, k, scale)), q, k
+            )
         logits_BHST = attention_logits(q, k, scale)
         if self.config.attention == "softmax":
-            weights_BHST = jax.nn.softmax(jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2)
+            weights_BHST = jax.nn.softmax(
+                jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2
+            )
         else:
             weights_BHST = jnp.square(jax.nn.relu(jnp.where(causal(logits_BHST), logits_BHST, 0.0)))
             weights_BHST *= logits_BHST.shape[-1] ** -0.5
@@ -81,7 +106,9 @@ class Attention(nnx.Module):
     def _observe(self, q, k, logits_BHST):
         q_BHT, k_BHS = (jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q, k))
         last_BHS = jnp.einsum("BHK,BHKS->BHS", q[..., -1], k, preferred_element_type=jnp.float32)
-        last_cosine_BHS = last_BHS / jnp.maximum(q_BHT[..., -1:] * k_BHS, jnp.finfo(jnp.float32).tiny)
+        last_cosine_BHS = last_BHS / jnp.maximum(
+            q_BHT[..., -1:] * k_BHS, jnp.finfo(jnp.float32).tiny
+        )
         return {
             "max_attention_logit": jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0).max(),
             "q_norm": q_BHT.mean(),
@@ -133,7 +160,9 @@ class Transformer(nnx.Module):
                 per_block.append(taps)
             taps = jax.tree.map(lambda *each: jnp.stack(each), *per_block) if per_block else {}
         logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
-        output = ops.when(probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV)
+        output = ops.when(
+            probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV
+        )
         return logits_NV, taps | output
 
 
@@ -143,7 +172,11 @@ def init(config: ModelConfig, key: jax.Array, h: dict = PAPER) -> dict:
 
     Tensors of one kind and shape are one draw, stacked: every draw is half a second of compilation on a CPU.
     """
-    kinds = {"embedding": _embedding_init, "kernel": _kernel_init, "scale": nnx.initializers.ones_init()}
+    kinds = {
+        "embedding": _embedding_init,
+        "kernel": _kernel_init,
+        "scale": nnx.initializers.ones_init(),
+    }
     leaves, tree = jax.tree.flatten_with_path(nnx.to_pure_dict(_skeleton(config)[1]))
     groups: dict[tuple, list[int]] = {}
     for i, (path, leaf) in enumerate(leaves):
@@ -175,7 +208,14 @@ def tensor_rms(tree: dict) -> dict:
     return {name: jax.tree.map(each[name], part) for name, part in tree.items()}
 
 
-def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True, h: dict = PAPER, place=lambda x: x):
+def apply(
+    config: ModelConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    probe=True,
+    h: dict = PAPER,
+    place=lambda x: x,
+):
     """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `h`: `attention_power` and `kappa`.
 
     Taps: per block (L,) `max_attention_logit` (largest |logit| over causal entries), mean `q_norm` and `k_norm` as
@@ -193,8 +233,13 @@ def apply(config: ModelConfig, params: dict, tokens_BT: jax.Array, probe=True, h
         x_ND, taps = _merged(block, block_params)(x_ND, tokens_BT.shape[0], probe, h)
         return place(x_ND), taps
 
-    ends = _merged(_skeleton(dataclasses.replace(config, n_layers=0)), {n: p for n, p in params.items() if n != "blocks"})
-    scanned = functools.partial(jax.lax.scan, jax.checkpoint(layer, prevent_cse=False), xs=params["blocks"])
+    ends = _merged(
+        _skeleton(dataclasses.replace(config, n_layers=0)),
+        {n: p for n, p in params.items() if n != "blocks"},
+    )
+    scanned = functools.partial(
+        jax.lax.scan, jax.checkpoint(layer, prevent_cse=False), xs=params["blocks"]
+    )
     return ends(tokens_BT, probe, h, layers=scanned, place=place)
 
 

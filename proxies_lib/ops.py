@@ -69,7 +69,9 @@ def dense(x_NI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
 
 def _dense_backward(residuals, g_NO):
     x_NI, kernel_IO = residuals
-    if kernel_IO.shape[0] > kernel_IO.shape[1]:  # the barrier keeps XLA from turning the product round again
+    if (
+        kernel_IO.shape[0] > kernel_IO.shape[1]
+    ):  # the barrier keeps XLA from turning the product round again
         dkernel_IO = jax.lax.optimization_barrier(g_NO.T @ x_NI).T
     else:
         dkernel_IO = x_NI.T @ g_NO
@@ -109,13 +111,21 @@ def attention_logits(q_BHKT: jax.Array, k_BHKS: jax.Array, scale) -> jax.Array:
 
 def fused(config: ModelConfig) -> bool:
     """Whether attention is one kernel that never writes its logits: softmax in bfloat16 on a GPU, heads of at most 128."""
-    kernel = config.attention == "softmax" and config.compute_dtype == "bfloat16" and config.d_head % 8 == 0
+    kernel = (
+        config.attention == "softmax"
+        and config.compute_dtype == "bfloat16"
+        and config.d_head % 8 == 0
+    )
     return kernel and config.d_head <= 128 and jax.default_backend() == "gpu"
 
 
 def fused_attention(q_BHKT, k_BHKS, v_BHKS, scale, implementation="cudnn") -> jax.Array:
     """Causal softmax attention (B, H, K, T) without its logits in memory. The taps, which need them, compute them from
     the same q and k in their own branch, once per `log_every`: they stay exact."""
-    q, k, v = (z.transpose(0, 3, 1, 2) for z in ((q_BHKT * scale).astype(q_BHKT.dtype), k_BHKS, v_BHKS))
-    mixed_BTHK = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=1.0, implementation=implementation)
+    q, k, v = (
+        z.transpose(0, 3, 1, 2) for z in ((q_BHKT * scale).astype(q_BHKT.dtype), k_BHKS, v_BHKS)
+    )
+    mixed_BTHK = jax.nn.dot_product_attention(
+        q, k, v, is_causal=True, scale=1.0, implementation=implementation
+    )
     return mixed_BTHK.transpose(0, 2, 3, 1)

@@ -46,14 +46,20 @@ def adam(h: dict, step=0) -> optax.GradientTransformation:
 
     def update(gradients, state, params=None):
         delta, state = inner.update(gradients, state)
-        return jax.tree.map(lambda d, u: jnp.where((u > 0) | (eps > 0), d, 0.0), delta, state.nu), state
+        return jax.tree.map(
+            lambda d, u: jnp.where((u > 0) | (eps > 0), d, 0.0), delta, state.nu
+        ), state
 
-    return optax.chain(optax.clip_by_global_norm(h["clip_norm"]), optax.GradientTransformation(inner.init, update))
+    return optax.chain(
+        optax.clip_by_global_norm(h["clip_norm"]), optax.GradientTransformation(inner.init, update)
+    )
 
 
 def rounded(gradients, dtype: str, loss_scale):
     """Gradients as they arrive through `dtype`, computed times `loss_scale`: the small ones underflow to 0."""
-    return jax.tree.map(lambda g: (g * loss_scale).astype(dtype).astype(g.dtype) / loss_scale, gradients)
+    return jax.tree.map(
+        lambda g: (g * loss_scale).astype(dtype).astype(g.dtype) / loss_scale, gradients
+    )
 
 
 def observed_tensors(tree: dict, n_layers: int) -> dict:
@@ -63,7 +69,9 @@ def observed_tensors(tree: dict, n_layers: int) -> dict:
         kernels = {i: blocks["mlp_in"]["kernel"][i] for i in ends}
     else:
         kernels = {i: blocks[i if i in blocks else str(i)]["mlp_in"]["kernel"] for i in ends}
-    return {"embed": tree["embed"]["embedding"]} | {f"blocks/{i}/mlp_in": kernel for i, kernel in kernels.items()}
+    return {"embed": tree["embed"]["embedding"]} | {
+        f"blocks/{i}/mlp_in": kernel for i, kernel in kernels.items()
+    }
 
 
 def observe(bins: int, gradients: dict, last: dict, delta: dict, moments: tuple, h: dict) -> dict:
@@ -85,7 +93,8 @@ def observe(bins: int, gradients: dict, last: dict, delta: dict, moments: tuple,
         found |= {
             f"ratio/{name}": histogram(ratio),
             f"update/{name}": histogram(delta[name]),
-            f"gradient_cosine/{name}": jnp.vdot(g, last[name]) / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny),
+            f"gradient_cosine/{name}": jnp.vdot(g, last[name])
+            / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny),
             f"zero_gradients/{name}": (g == 0).mean(),
         }
     return found
@@ -103,7 +112,9 @@ def descend(params, delta, step, h: dict):
 
     def one(path, p, d, size):
         factor = h["linear_lr"] if path[-1].key == "kernel" else 1.0
-        size = size.reshape(*size.shape, *(1,) * (p.ndim - size.ndim))  # a layer's own where layers are stacked
+        size = size.reshape(
+            *size.shape, *(1,) * (p.ndim - size.ndim)
+        )  # a layer's own where layers are stacked
         factor *= jnp.where(scaled, jnp.maximum(size, RMS_FLOOR), 1.0)
         return p - (s * h["lr"] * factor) * d - shrink * p
 

@@ -34,11 +34,21 @@ def init(program: tuple, h: dict, seed, layout: Layout = Layout()) -> dict:
     opt = optim.adam(h).init(params)
     state = {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
     if train.histograms:
-        state["last"] = jax.tree.map(jnp.zeros_like, optim.observed_tensors(params, config.n_layers))
+        state["last"] = jax.tree.map(
+            jnp.zeros_like, optim.observed_tensors(params, config.n_layers)
+        )
     return state
 
 
-def gradients(config: ModelConfig, h: dict, params, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x):
+def gradients(
+    config: ModelConfig,
+    h: dict,
+    params,
+    tokens_BT,
+    probe,
+    layout: Layout = Layout(),
+    place=lambda x: x,
+):
     """Gradient of cross-entropy + z-loss over windows (B, T + 1), the cross-entropy, and the taps.
 
     Microbatches are equal, so means of means are means; the taps' largest values are the largest of all.
@@ -62,14 +72,23 @@ def gradients(config: ModelConfig, h: dict, params, tokens_BT, probe, layout: La
     # Every A-th row: a device's rows of a sharded batch are then rows of each microbatch.
     parts_ABT = tokens_BT.reshape(-1, A, tokens_BT.shape[-1]).swapaxes(0, 1)
     total, (ce_A, taps_A) = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), parts_ABT)
-    taps = {name: each.max(0) if name.startswith("max") else each.mean(0) for name, each in taps_A.items()}
+    taps = {
+        name: each.max(0) if name.startswith("max") else each.mean(0)
+        for name, each in taps_A.items()
+    }
     if "block_rms" in taps:
         taps["block_rms"] = jnp.sqrt(jnp.square(taps_A["block_rms"]).mean(0))
     return jax.tree.map(lambda g: g / A, total), ce_A.mean(), taps
 
 
 def step(
-    program: tuple, h: dict, state: dict, tokens_BT, probe, layout: Layout = Layout(), place=lambda x: x
+    program: tuple,
+    h: dict,
+    state: dict,
+    tokens_BT,
+    probe,
+    layout: Layout = Layout(),
+    place=lambda x: x,
 ) -> tuple[dict, dict]:
     """One optimizer step on windows (B, T + 1): the next state, and its loss, gradient norm, taps and tensor RMS.
 
@@ -84,13 +103,21 @@ def step(
     delta, opt = optim.adam(h, state["step"]).update(scaled, state["opt"])
     params = optim.descend(state["params"], delta, state["step"], h)
     tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": state["params"]}
-    observed = ops.when(probe, lambda t: {name: model.tensor_rms(tree) for name, tree in t.items()}, tensors)
+    observed = ops.when(
+        probe, lambda t: {name: model.tensor_rms(tree) for name, tree in t.items()}, tensors
+    )
     gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     after = {"params": params, "opt": opt, "step": state["step"] + 1}
     if train.histograms:
         pick = functools.partial(optim.observed_tensors, n_layers=config.n_layers)
         adam = opt[1]
-        seen = (pick(grads), state["last"], pick(delta), (adam.count, pick(adam.mu), pick(adam.nu)), h)
+        seen = (
+            pick(grads),
+            state["last"],
+            pick(delta),
+            (adam.count, pick(adam.mu), pick(adam.nu)),
+            h,
+        )
         taps |= ops.when(probe, functools.partial(optim.observe, train.histograms), *seen)
         after["last"] = pick(grads)
     return (
@@ -99,7 +126,9 @@ def step(
     )
 
 
-def chunk(program: tuple, h: dict, state: dict, tokens_CBT, layout: Layout = Layout(), place=lambda x: x) -> tuple[dict, dict]:
+def chunk(
+    program: tuple, h: dict, state: dict, tokens_CBT, layout: Layout = Layout(), place=lambda x: x
+) -> tuple[dict, dict]:
     """C steps in one program. Loss and gradient norm of each step (C,); taps and tensor RMS of the last step only.
 
     With several points P in a call, tokens are (P, C, B, T + 1), and metrics have a first axis of points.
@@ -109,12 +138,16 @@ def chunk(program: tuple, h: dict, state: dict, tokens_CBT, layout: Layout = Lay
         return jax.lax.scan(one, state, tokens_CBT)
     C = len(tokens_CBT)
     one = functools.partial(step, program, h, layout=layout, place=place)
-    state, metrics = jax.lax.scan(lambda s, x: one(s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1))
+    state, metrics = jax.lax.scan(
+        lambda s, x: one(s, *x), state, (tokens_CBT, jnp.arange(C) == C - 1)
+    )
     last = jax.tree.map(lambda x: x[-1], {name: metrics.pop(name) for name in ("taps", "tensors")})
     return state, metrics | last
 
 
-def evaluate(config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array, place=lambda x: x) -> jax.Array:
+def evaluate(
+    config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array, place=lambda x: x
+) -> jax.Array:
     """Mean cross-entropy in nats per token over E batches of windows (B, T + 1)."""
 
     def one(total, tokens_BT):
@@ -125,7 +158,9 @@ def evaluate(config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array, 
     return total / len(tokens_EBT)
 
 
-def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None) -> tuple:
+def trace(
+    config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None
+) -> tuple:
     """The programs `start`, `advance` and `judge` (init, chunk, evaluate), traced for `devices`, which may be a mere
     topology, or for the default one; and their shardings. Raises UserError on a layout that does not divide."""
     layout.check(config, train)
@@ -136,8 +171,14 @@ def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), de
     shardings = Shardings(mesh, layout)
     place = lambda x: x  # noqa: E731
     if mesh is not None:
-        place = functools.partial(jax.lax.with_sharding_constraint, shardings=shardings.shared("data"))
-    each = functools.partial(jax.vmap, spmd_axis_name="run" if mesh else None) if layout.lanes else lambda f, **_: f
+        place = functools.partial(
+            jax.lax.with_sharding_constraint, shardings=shardings.shared("data")
+        )
+    each = (
+        functools.partial(jax.vmap, spmd_axis_name="run" if mesh else None)
+        if layout.lanes
+        else lambda f, **_: f
+    )
     batch = (train.batch_size, config.seq_len + 1)
     lead = (layout.lanes,) if layout.lanes else ()
     points = (layout.points,) if layout.points > 1 else ()
@@ -148,13 +189,16 @@ def trace(config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), de
     at = shardings.state(state)
     start = jax.jit(init_, in_shardings=shardings(), out_shardings=at)
     advance = jax.jit(
-        each(functools.partial(chunk, (config, train), layout=layout, place=place)), donate_argnums=1,
-        in_shardings=mesh and (shardings(), at, shardings(None, "data")), out_shardings=mesh and (at, shardings()),
-    )  # fmt: skip
+        each(functools.partial(chunk, (config, train), layout=layout, place=place)),
+        donate_argnums=1,
+        in_shardings=mesh and (shardings(), at, shardings(None, "data")),
+        out_shardings=mesh and (at, shardings()),
+    )
     judge = jax.jit(
         each(functools.partial(evaluate, config, place=place), in_axes=(0, 0, None)),
-        in_shardings=mesh and (shardings(), at["params"], shardings.shared(None, "data")), out_shardings=shardings(),
-    )  # fmt: skip
+        in_shardings=mesh and (shardings(), at["params"], shardings.shared(None, "data")),
+        out_shardings=shardings(),
+    )
     return (
         start.trace(h, spec(lead)),
         advance.trace(h, state, spec((*lead, *points, train.log_every, *batch))),
@@ -169,7 +213,9 @@ class Trainer:
     A lane's numbers do not depend on its neighbours: the width is fixed, and short groups are padded.
     """
 
-    def __init__(self, config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None):
+    def __init__(
+        self, config: ModelConfig, train: TrainConfig, layout: Layout = Layout(), devices=None
+    ):
         self.config, self.shape, self.layout, self.lanes = config, train, layout, layout.lanes
         settings.pin_jax()
         on_cpu = settings.platform_of_jax() == "cpu"
@@ -177,20 +223,30 @@ class Trainer:
         *programs, self.shardings = trace(config, train, layout, devices)
         self.outputs = programs[1].out_info  # abstract state and metrics
         start, advance, judge = (program.lower() for program in programs)
-        once = {"xla_backend_optimization_level": 0}  # drawn once a run: quick to compile is what counts
+        once = {
+            "xla_backend_optimization_level": 0
+        }  # drawn once a run: quick to compile is what counts
         self.start = start.compile(compiler_options=once if on_cpu else None)
         self.advance, self.judge = advance.compile(), judge.compile()
         self.compile_seconds = time.perf_counter() - started
 
     def put(self, value, sharding):
         """A host array as an input: each process hands over what its own devices hold."""
-        return value if sharding is None else jax.make_array_from_callback(np.shape(value), sharding, value.__getitem__)
+        return (
+            value
+            if sharding is None
+            else jax.make_array_from_callback(np.shape(value), sharding, value.__getitem__)
+        )
 
     def abstract(self) -> tuple:
         """What a chunk returns, state and metrics; the state with the shardings it has here."""
         state, metrics = self.outputs
-        lie = self.shardings.state(state) or jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
-        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie), metrics
+        lie = self.shardings.state(state) or jax.tree.map(
+            lambda _: SingleDeviceSharding(jax.devices()[0]), state
+        )
+        return jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, lie
+        ), metrics
 
     def tokens(self, dataset: Dataset, orders: list[DataOrder], begin: int):
         """The next call's windows (lanes or points, C, B, T + 1); with a mesh only the rows of this process's devices are
@@ -213,7 +269,9 @@ class Trainer:
         shape = (*((self.lanes,) if self.lanes else ()), C, B, T + 1)
         return jax.make_array_from_callback(shape, self.shardings(None, "data"), rows)
 
-    def train(self, runs: list[Run], dataset: Dataset, group=None, begin: tuple | None = None) -> list[dict]:
+    def train(
+        self, runs: list[Run], dataset: Dataset, group=None, begin: tuple | None = None
+    ) -> list[dict]:
         """Train runs of this program: one, or up to `lanes`. They go on from the last checkpoint of `group`, a
         checkpoint.Group, or from `begin`, what its `restore` gives: a run that differs from then on *rewinds* another.
         Returns a result per run. Raises checkpoint.Preempted when `group` was asked to stop.
@@ -232,11 +290,15 @@ class Trainer:
         stack = np.asarray if self.lanes else (lambda values: np.asarray(values[0]))
         numbers = [optim.inputs(r.hparams) for r in padded]
         at = self.shardings
-        h = {k: self.put(stack([n[k] for n in numbers]).astype(np.float32), at()) for k in numbers[0]}
+        h = {
+            k: self.put(stack([n[k] for n in numbers]).astype(np.float32), at()) for k in numbers[0]
+        }
         held_out = np.stack(
-            [dataset.batch("validation", 0, i, self.shape.batch_size, self.config.seq_len)
-             for i in range(self.shape.eval_batches)]
-        )  # fmt: skip
+            [
+                dataset.batch("validation", 0, i, self.shape.batch_size, self.config.seq_len)
+                for i in range(self.shape.eval_batches)
+            ]
+        )
         held_out = self.put(held_out, at.shared(None, "data"))
         if group and not begin:
             begin = group.restore(*self.abstract())
@@ -247,11 +309,17 @@ class Trainer:
             first = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
         P, steps = self.layout.points, runs[0].hparams.steps
         if P > 1 and (group or (steps // self.shape.log_every - len(points)) % P):
-            raise ValueError(f"{P} points a call need runs of a multiple of them, without checkpoints")
+            raise ValueError(
+                f"{P} points a call need runs of a multiple of them, without checkpoints"
+            )
         for done in range(len(points) * self.shape.log_every, steps, P * self.shape.log_every):
-            state, metrics = self.advance(h, state, self.tokens(dataset, [r.order for r in padded], done))
+            state, metrics = self.advance(
+                h, state, self.tokens(dataset, [r.order for r in padded], done)
+            )
             metrics = fetch(metrics)
-            points += [jax.tree.map(itemgetter(i), metrics) for i in range(P)] if P > 1 else [metrics]
+            points += (
+                [jax.tree.map(itemgetter(i), metrics) for i in range(P)] if P > 1 else [metrics]
+            )
             if not np.isfinite(np.atleast_2d(points[-1]["loss"])).all(axis=-1).any():
                 break
             if group:
@@ -259,8 +327,15 @@ class Trainer:
         last = np.atleast_1d(fetch(self.judge(h, state["params"], held_out)))
         seconds = (time.perf_counter() - started) / len(runs)
         lanes = range(len(runs))
-        pick = (lambda i: [jax.tree.map(lambda x: x[i], p) for p in points]) if self.lanes else (lambda i: points)
-        return [_result(pick(i), float(first[i]), float(last[i]), seconds, self.shape.log_every) for i in lanes]
+        pick = (
+            (lambda i: [jax.tree.map(lambda x: x[i], p) for p in points])
+            if self.lanes
+            else (lambda i: points)
+        )
+        return [
+            _result(pick(i), float(first[i]), float(last[i]), seconds, self.shape.log_every)
+            for i in lanes
+        ]
 
 
 def fetch(values):
@@ -299,7 +374,9 @@ def _names(point: dict) -> dict[str, float]:
     for path, value in jax.tree_util.tree_flatten_with_path(point["tensors"])[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         layers = (
-            {name.replace("blocks/", f"blocks/{i}/", 1): v for i, v in enumerate(value)} if np.ndim(value) else None
+            {name.replace("blocks/", f"blocks/{i}/", 1): v for i, v in enumerate(value)}
+            if np.ndim(value)
+            else None
         )
         flat |= layers or {name: value}
     return flat

@@ -41,11 +41,17 @@ def test_modes():
         assert rest["p"].iloc[0] < 1e-3
         assert abs(centre[rest["density"].idxmax()]) == pytest.approx(mode, abs=0.05)
     for rest in tables.values():
-        assert (rest["density"] * (rest["right"] - rest["left"])).sum() == pytest.approx(1, abs=1e-6)
+        assert (rest["density"] * (rest["right"] - rest["left"])).sum() == pytest.approx(
+            1, abs=1e-6
+        )
 
 
 def test_first_rejection_is_where_no_larger_share_is_accepted(monkeypatch):
-    rejected = {0.1, 0.3, *(rho for rho in adam.SHARES if rho > 0.4)}  # 0.1 and 0.3 by chance, 0.35 and 0.4 not
+    rejected = {
+        0.1,
+        0.3,
+        *(rho for rho in adam.SHARES if rho > 0.4),
+    }  # 0.1 and 0.3 by chance, 0.35 and 0.4 not
     monkeypatch.setattr(adam, "ratio", lambda rho, *_: rho)
     monkeypatch.setattr(adam, "dip", lambda rho: (0.0, 0.049 if rho in rejected else 0.051))
     assert adam.first_rejection(0.9, 0.95) == 0.45
@@ -65,12 +71,17 @@ def test_a_seed_gives_its_own_draws_again():
     first, other = adam.ratio(0.5, seed=1), adam.ratio(0.5, seed=2)
     adam._averages.cache_clear()
     np.testing.assert_array_equal(adam.ratio(0.5, seed=1), first)
-    assert abs(np.corrcoef(first, other)[0, 1]) < 0.06 and np.std(first) == pytest.approx(np.std(other), rel=0.05)
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.06 and np.std(first) == pytest.approx(
+        np.std(other), rel=0.05
+    )
 
 
 def test_dips_of_samples_and_of_their_histogram_agree():
     rng = np.random.default_rng(0)
-    one, two = rng.normal(0, 0.3, 4096), np.concatenate([rng.normal(-0.8, 0.2, 2048), rng.normal(0.8, 0.2, 2048)])
+    one, two = (
+        rng.normal(0, 0.3, 4096),
+        np.concatenate([rng.normal(-0.8, 0.2, 2048), rng.normal(0.8, 0.2, 2048)]),
+    )
     assert adam.dip(one)[1] > 0.5 and adam.dip(two)[1] < 1e-3
     for values in (one, two):
         shares = np.histogram(values, 48, (-1.5, 1.5))[0] / 4096
@@ -81,7 +92,9 @@ def test_degenerate_distributions_have_one_mode():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert adam.dip(np.zeros(100)) == (0.0, 1.0) and adam.dip([]) == (0.0, 1.0)
-        assert adam.dip_of_histogram(np.zeros(8)) == 0 and adam.dip_of_histogram([0, 0, 1.0, 0]) < 1e-3
+        assert (
+            adam.dip_of_histogram(np.zeros(8)) == 0 and adam.dip_of_histogram([0, 0, 1.0, 0]) < 1e-3
+        )
 
 
 def test_more_correlation_is_needed_with_a_shorter_first_moment():
@@ -92,15 +105,25 @@ def test_more_correlation_is_needed_with_a_shorter_first_moment():
 
 
 def test_bad_input_is_refused():
-    for arguments, name in (((1.5,), "rho"), ((-0.1,), "rho"), ((0.5, 1.0), "b1"), ((0.5, 0.9, 0.0), "b2")):
+    for arguments, name in (
+        ((1.5,), "rho"),
+        ((-0.1,), "rho"),
+        ((0.5, 1.0), "b1"),
+        ((0.5, 0.9, 0.0), "b2"),
+    ):
         with pytest.raises(UserError, match=f"{name}=.*must be in"):
             adam.ratio(*arguments)
 
 
 def test_logged_histograms_are_read_in_the_order_of_their_bins():
     rows = {f"ratio/embed/{i}": [float(i), 10.0 + i] for i in range(12)}
-    points = pd.DataFrame({"key": ["a", "b"], "method": "m", "seed": 0, "step": [1, 2]} | rows, index=[7, 3])
-    assert adam.shares(points, "ratio/embed").tolist() == [[float(i) for i in range(12)], [10.0 + i for i in range(12)]]
+    points = pd.DataFrame(
+        {"key": ["a", "b"], "method": "m", "seed": 0, "step": [1, 2]} | rows, index=[7, 3]
+    )
+    assert adam.shares(points, "ratio/embed").tolist() == [
+        [float(i) for i in range(12)],
+        [10.0 + i for i in range(12)],
+    ]
     tidy = adam.histograms(points, "ratio/embed")
     assert tidy["share"].tolist() == [*range(12), *(10 + i for i in range(12))]
     assert (

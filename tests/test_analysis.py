@@ -9,10 +9,17 @@ LRS = (1e-3, 1e-2, 1e-1)
 
 
 def frame(losses, seed=0, n=100, init=5.0, diverged=(False, False, False)):
-    return pd.DataFrame({
-        "lr": LRS, "final_loss": losses, "init_loss": init, "diverged": diverged, "seed": seed, "n_params": n,
-        "key": [f"{n}-{seed}-{lr}" for lr in LRS],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "lr": LRS,
+            "final_loss": losses,
+            "init_loss": init,
+            "diverged": diverged,
+            "seed": seed,
+            "n_params": n,
+            "key": [f"{n}-{seed}-{lr}" for lr in LRS],
+        }
+    )
 
 
 def test_sensitivity_is_the_mean_gap_with_diverged_runs_at_the_initial_loss():
@@ -52,11 +59,15 @@ def test_diverging_lr_is_interpolated_above_the_optimum_only():
     # ℓ* = 2, ℓ0 = 5: failing at 2.3; between 1e-2 (2.0) and 1e-1 (2.6) half-way in log LR
     found = analysis.diverging_lr(frame([4.9, 2.0, 2.6]), ["n_params"])["diverging_lr"].item()
     assert found == pytest.approx(10**-1.5)
-    assert np.isnan(analysis.diverging_lr(frame([4.9, 2.0, 2.2]), ["n_params"])["diverging_lr"].item())
+    assert np.isnan(
+        analysis.diverging_lr(frame([4.9, 2.0, 2.2]), ["n_params"])["diverging_lr"].item()
+    )
 
 
 def test_curves_tell_seeds_spread_and_divergence():
-    runs = pd.concat([frame([3.0, 2.0, 3.0], 0), frame([2.0, 3.0, np.nan], 1, diverged=(False, False, True))])
+    runs = pd.concat(
+        [frame([3.0, 2.0, 3.0], 0), frame([2.0, 3.0, np.nan], 1, diverged=(False, False, True))]
+    )
     c = analysis.lr_curves(runs, ["n_params"]).set_index("lr")
     assert c.loc[1e-1, ["loss", "low", "high", "n", "n_diverged"]].tolist() == [4.0, 3.0, 5.0, 2, 1]
     assert c.loc[1e-3, "keys"].split() == ["100-0-0.001", "100-1-0.001"]
@@ -72,16 +83,25 @@ def test_where_compares_floats_with_tolerance_and_allows_several_values():
 def test_the_optimum_is_the_vertex_of_the_parabola_around_the_best_lr():
     losses = 2.0 + (np.log10(LRS) + 2.2) ** 2
     found = analysis.optimum(frame(losses), ["n_params"])
-    assert found["best_lr"].item() == pytest.approx(10**-2.2) and found["best_loss"].item() == losses.min()
+    assert (
+        found["best_lr"].item() == pytest.approx(10**-2.2)
+        and found["best_loss"].item() == losses.min()
+    )
     edge = analysis.optimum(frame([1.0, 2.0, 3.0]), ["n_params"])
     assert edge["best_lr"].item() == pytest.approx(1e-3)
 
 
 def test_a_run_fails_only_above_the_best_lr():
     runs = frame([4.9, 2.0, 4.9]).assign(method="m", d_model=1, n_layers=1, steps=10)
-    curves = pd.DataFrame({"key": np.repeat(runs["key"].to_numpy(), 2), "step": [4, 9] * 3, "loss": 1.0})
+    curves = pd.DataFrame(
+        {"key": np.repeat(runs["key"].to_numpy(), 2), "step": [4, 9] * 3, "loss": 1.0}
+    )
     probed = analysis.probe(runs, curves, 0.6)
-    assert probed["failed"].tolist() == [False, False, True] and probed["step"].tolist() == [9, 9, 9]
+    assert probed["failed"].tolist() == [False, False, True] and probed["step"].tolist() == [
+        9,
+        9,
+        9,
+    ]
     assert analysis.probe(runs, curves, 0.5)["step"].tolist() == [4, 4, 4]
 
 
@@ -103,20 +123,28 @@ def test_two_sizes_allow_a_line_and_no_residual_no_interval():
 
 
 def test_extrapolation_error_is_the_distance_from_the_line_through_the_smaller_sizes():
-    best = pd.DataFrame({"method": "m", "seed": 0, "n_params": [10, 100, 1000], "best_loss": [5.0, 4.0, 3.5]})
+    best = pd.DataFrame(
+        {"method": "m", "seed": 0, "n_params": [10, 100, 1000], "best_loss": [5.0, 4.0, 3.5]}
+    )
     assert analysis.extrapolated(best)["error"].item() == pytest.approx(0.5)
 
 
 def test_late_values_are_geometric_means_over_the_end_of_training():
     runs = frame([3.0, 2.0, 4.0]).assign(method="m", d_model=1, n_layers=1, steps=40)
     curves = pd.DataFrame(
-        {"key": np.repeat(runs["key"].to_numpy(), 3), "step": [37, 38, 39] * 3, "g": [99, 1.0, 100] * 3}
+        {
+            "key": np.repeat(runs["key"].to_numpy(), 3),
+            "step": [37, 38, 39] * 3,
+            "g": [99, 1.0, 100] * 3,
+        }
     )
     assert analysis.late(runs, curves, ["g"])["g"].tolist() == pytest.approx([10.0] * 3)
 
 
 def test_slopes_are_per_decade_of_n_and_seed():
-    per_seed = pd.DataFrame({"n_params": [10, 100, 10, 100], "seed": [0, 0, 1, 1], "S": [1.0, 3.0, 1.0, 0.0]})
+    per_seed = pd.DataFrame(
+        {"n_params": [10, 100, 10, 100], "seed": [0, 0, 1, 1], "S": [1.0, 3.0, 1.0, 0.0]}
+    )
     assert analysis.slopes(per_seed, "S") == pytest.approx([2.0, -1.0])
 
 
@@ -124,13 +152,17 @@ def disturbed(after, end: int = 80) -> pd.DataFrame:
     """A curve of points of 4 steps at loss 3.0; steps 23 to 27 are disturbed, so the points at 23 and 27; then `after`."""
     steps = np.arange(3, end, 4)
     loss = np.where(np.isin(steps, (23, 27)), 9.0, np.where(steps < 23, 3.0, after(steps)))
-    return pd.DataFrame({"key": "k", "method": "m", "seed": 0, "step": steps, "loss": loss, "steps": end})
+    return pd.DataFrame(
+        {"key": "k", "method": "m", "seed": 0, "step": steps, "loss": loss, "steps": end}
+    )
 
 
 def test_a_spike_is_the_highest_point_after_the_disturbance_above_the_level_before():
     falling = disturbed(lambda step: 3.0 + np.maximum(0.0, (51 - step) / 10))
     found = analysis.spikes(falling, 23, 5, 16, 0.05).iloc[0]
-    assert found["height"] == pytest.approx(2.0) and found["steps_lost"] == 51 - 23  # the first clean point is at 31
+    assert (
+        found["height"] == pytest.approx(2.0) and found["steps_lost"] == 51 - 23
+    )  # the first clean point is at 31
     quiet = analysis.spikes(disturbed(lambda step: 3.0), 23, 5, 16, 0.05).iloc[0]
     assert quiet["height"] == 0 and quiet["steps_lost"] == 31 - 23
     lasting = analysis.spikes(disturbed(lambda step: 4.0), 23, 5, 16, 0.05).iloc[0]
@@ -140,9 +172,23 @@ def test_a_spike_is_the_highest_point_after_the_disturbance_above_the_level_befo
 
 
 def test_going_back_costs_the_steps_thrown_away():
-    runs = pd.DataFrame({"key": ["a", "b"], "method": ["a", "b"], "seed": 0, "final_loss": 3.0, "init_loss": 6.0,
-                         "diverged": False, "rare_batch": 23, "rare_batches": 5, "skip_step": [0, 16],
-                         "batch_size": 2, "seq_len": 10})  # fmt: skip
-    spikes = pd.DataFrame({"key": ["a", "b"], "method": ["a", "b"], "seed": 0, "height": 1.0, "steps_lost": [8, 99]})
+    runs = pd.DataFrame(
+        {
+            "key": ["a", "b"],
+            "method": ["a", "b"],
+            "seed": 0,
+            "final_loss": 3.0,
+            "init_loss": 6.0,
+            "diverged": False,
+            "rare_batch": 23,
+            "rare_batches": 5,
+            "skip_step": [0, 16],
+            "batch_size": 2,
+            "seq_len": 10,
+        }
+    )
+    spikes = pd.DataFrame(
+        {"key": ["a", "b"], "method": ["a", "b"], "seed": 0, "height": 1.0, "steps_lost": [8, 99]}
+    )
     cost = analysis.remedies(runs, spikes)
     assert cost["steps_lost"].tolist() == [8, 12] and cost["tokens_lost"].tolist() == [160, 240]

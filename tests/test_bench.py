@@ -14,7 +14,11 @@ from proxies_lib.runs import checkpoint
 def test_store_benchmark_measures_what_it_wrote():
     small, large = bench.measure_store([2, 20])
     assert (small["runs"], large["runs"]) == (2, 20)
-    assert all(row[name] > 0 for row in (small, large) for name in ("write_s", "plan_s", "table_s", "peak_MiB"))
+    assert all(
+        row[name] > 0
+        for row in (small, large)
+        for name in ("write_s", "plan_s", "table_s", "peak_MiB")
+    )
 
 
 def test_benchmarked_runs_are_the_stated_shapes():
@@ -22,7 +26,11 @@ def test_benchmarked_runs_are_the_stated_shapes():
         run = bench.bench_run(shape, steps=bench.SWEEP_STEPS)
         assert (run.model.d_model, run.model.n_layers, run.model.d_head) == (*shape, 16)
         assert (run.model.vocab_size, run.model.seq_len, run.train.batch_size) == (1024, 64, 16)
-        assert run.model.qk_norm == "per_head" and run.hparams.z_loss > 0 and run.model.compute_dtype == "float32"
+        assert (
+            run.model.qk_norm == "per_head"
+            and run.hparams.z_loss > 0
+            and run.model.compute_dtype == "float32"
+        )
 
 
 def test_kernels_are_told_apart_in_a_compiled_program():
@@ -72,7 +80,9 @@ def test_checkpoints_are_measured_against_the_training_between_two(monkeypatch):
     run = config.replace(bench.bench_run((16, 1)), batch_size=2, seq_len=8)
     (row,) = bench.measure_checkpoint(0, [run])
     assert row["rounds"] >= 5 and row["interval_steps"] == checkpoint.interval(run, Layout())
-    assert row["MiB"] > 2 * 4 * run.model.n_params / 2**20  # parameters and both moments, compressed
+    assert (
+        row["MiB"] > 2 * 4 * run.model.n_params / 2**20
+    )  # parameters and both moments, compressed
     assert 0 < row["waits_s"] < row["whole_s"] and row["restore_s"] > 0
     assert row["share"] == pytest.approx(row["waits_s"] / row["interval_s"])
     assert os.environ["PROXIES_CHECKPOINTS"] == "untouched"

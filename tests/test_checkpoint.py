@@ -36,13 +36,18 @@ def often(monkeypatch):
 
 def same(a: dict, b: dict) -> bool:
     scalars = all(a[name] == b[name] for name in ("final_loss", "init_loss", "diverged_step"))
-    return scalars and all(np.array_equal(a["curves"][k], b["curves"][k], equal_nan=True) for k in a["curves"])
+    return scalars and all(
+        np.array_equal(a["curves"][k], b["curves"][k], equal_nan=True) for k in a["curves"]
+    )
 
 
 @pytest.mark.parametrize("lanes", (0, 4))
 def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeypatch, lanes):
     runs = [replace(smoke, seed=seed) for seed in range(3 if lanes else 1)]
-    keys, corpus = [str(run.order.seed) for run in runs], datasets.open_dataset(smoke.data, smoke.model.vocab_size)
+    keys, corpus = (
+        [str(run.order.seed) for run in runs],
+        datasets.open_dataset(smoke.data, smoke.model.vocab_size),
+    )
     trainer = Trainer(*smoke.program, Layout(lanes=lanes))
     whole = trainer.train(runs, corpus)
     after, chunks = checkpoint.Group.after, len(whole[0]["curves"]["step"])
@@ -66,20 +71,28 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeyp
     resumed = [result for _, result in engines.train_all(trainer, runs, corpus, keys)]
     assert seen[0] == 4 * smoke.train.log_every
     assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
-    assert not checkpoint.pending(keys) and not list(folder.iterdir()), "a finished group leaves nothing"
+    assert not checkpoint.pending(keys) and not list(folder.iterdir()), (
+        "a finished group leaves nothing"
+    )
 
 
 def test_rewinding_and_skipping_is_a_run_that_never_saw_the_batches(smoke, often, monkeypatch):
     """PaLM's remedy: from a checkpoint before the spike, the batches that made it left out."""
     run = replace(smoke, rare_batch=17, rare_batches=3, histograms=8)
-    skipping, corpus = replace(run, skip_step=15, skip_batches=5), datasets.open_dataset(run.data, run.model.vocab_size)
+    skipping, corpus = (
+        replace(run, skip_step=15, skip_batches=5),
+        datasets.open_dataset(run.data, run.model.vocab_size),
+    )
     trainer = Trainer(*run.program)
     group = checkpoint.Group([run], ["key"], trainer.layout)
     monkeypatch.setattr(checkpoint, "KEEP", 99)
     spiked = trainer.train([run], corpus, group)[0]
     begin = group.restore(*trainer.abstract(), step=15)
     assert len(begin[2]) == 3 and group.restore(*trainer.abstract(), step=16) is None
-    rewound, never = trainer.train([skipping], corpus, begin=begin)[0], trainer.train([skipping], corpus)[0]
+    rewound, never = (
+        trainer.train([skipping], corpus, begin=begin)[0],
+        trainer.train([skipping], corpus)[0],
+    )
     assert same(rewound, never) and not same(rewound, spiked)
     assert np.array_equal(rewound["curves"]["loss"][:3], spiked["curves"]["loss"][:3])
 
@@ -172,7 +185,9 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
     """The command stops with a checkpoint and status 143; whoever trains these runs next goes on from there."""
     for name in ("store", "figures", "papermill_runs"):
         monkeypatch.setenv(f"PROXIES_{name.upper()}", str(tmp_path / name))
-    stopped = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True, cwd=paths.root())
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True, cwd=paths.root()
+    )
     while not list(folder.glob("*/steps/[0-9]*")) and stopped.poll() is None:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGTERM)
@@ -181,7 +196,12 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
     (group,) = [json.loads(path.read_text()) for path in folder.glob("*/group.json")]
     step = max(int(path.name) for path in folder.glob("*/steps/*"))
     assert 0 < step < 300
-    parameters = {"scale": "smoke", "train": True, "publish": False, "overrides": {"seeds": [5], "steps": 300}}
+    parameters = {
+        "scale": "smoke",
+        "train": True,
+        "publish": False,
+        "overrides": {"seeds": [5], "steps": 300},
+    }
     runs, _ = notebooks.runs_of(notebooks.sections()["00"], parameters)
     begun, tables = [], []
     restore = checkpoint.Group.restore

@@ -18,8 +18,20 @@ def table(losses: dict, sizes=((16, 2), (32, 2), (64, 2)), lrs=STUDY.window) -> 
                 for seed in range(3):
                     key = f"{method}-{n}-{lr}-{seed}"
                     value = loss(np.log10(lr), np.log10(n)) + 1e-4 * seed
-                    rows.append({"key": key, "method": method, "d_model": d, "n_layers": n_layers, "n_params": n, "lr": lr,
-                                 "seed": seed, "final_loss": value, "init_loss": 6.0, "diverged": False})  # fmt: skip
+                    rows.append(
+                        {
+                            "key": key,
+                            "method": method,
+                            "d_model": d,
+                            "n_layers": n_layers,
+                            "n_params": n,
+                            "lr": lr,
+                            "seed": seed,
+                            "final_loss": value,
+                            "init_loss": 6.0,
+                            "diverged": False,
+                        }
+                    )
     base = {name: value for name, value in config.flat(STUDY.base).items() if name not in rows[0]}
     return pd.DataFrame(rows).assign(**base)
 
@@ -33,8 +45,13 @@ def verdicts(rows: list[dict]) -> dict:
 
 
 def test_more_sensitive_methods_are_told_from_less_sensitive_ones():
-    losses = {"independent decay 1e-4": bowl(-2, 0.1), "coupled decay 0.1": bowl(-2, 0.3), "decay 1e-4": bowl(-2, 0.1),
-              "a tenth of matched decay": bowl(-1.7, 0.1), "matched decay": bowl(-1.4, 0.1)}  # fmt: skip
+    losses = {
+        "independent decay 1e-4": bowl(-2, 0.1),
+        "coupled decay 0.1": bowl(-2, 0.3),
+        "decay 1e-4": bowl(-2, 0.1),
+        "a tenth of matched decay": bowl(-1.7, 0.1),
+        "matched decay": bowl(-1.4, 0.1),
+    }
     runs = table(losses, lrs=STUDY.lrs)
     decays = {"decay 1e-4": 1e-4, "a tenth of matched decay": 3e-3, "matched decay": 3e-2}
     runs = runs.assign(weight_decay=runs["method"].map(decays).fillna(1e-4))
@@ -46,8 +63,12 @@ def test_more_sensitive_methods_are_told_from_less_sensitive_ones():
 
 
 def test_warm_ups_that_flatten_the_bowl_of_large_models_most_hold_all_three_claims():
-    arms = {f"warm-up {w}": (lambda lr, n, w=w: 4 - 0.1 * np.log10(w) + 0.01 * (3 - np.log10(w)) * n * (lr + 2) ** 2)
-            for w in (2, 19, 96)}  # fmt: skip
+    arms = {
+        f"warm-up {w}": (
+            lambda lr, n, w=w: 4 - 0.1 * np.log10(w) + 0.01 * (3 - np.log10(w)) * n * (lr + 2) ** 2
+        )
+        for w in (2, 19, 96)
+    }
     runs = table(arms).assign(warmup_steps=lambda f: f["method"].str.split().str[1].astype(int))
     assert set(verdicts(checks.warmup(runs, None, STUDY)).values()) == {claims.HOLDS}
 
@@ -55,22 +76,46 @@ def test_warm_ups_that_flatten_the_bowl_of_large_models_most_hold_all_three_clai
 def test_a_fixed_optimum_is_told_from_a_moving_one():
     fixed, moving = bowl(-2, 0.2), (lambda lr, n: 4 - 0.1 * n + 0.2 * (lr + n / 2) ** 2)
     off = ", no qk-layernorm"
-    names = ["standard", "standard" + off, "µParam (simple)", "µParam (simple)" + off, "LR × RMS", "µParam (full)",
-             "logits / d_head", "logits / d_head" + off]  # fmt: skip
+    names = [
+        "standard",
+        "standard" + off,
+        "µParam (simple)",
+        "µParam (simple)" + off,
+        "LR × RMS",
+        "µParam (full)",
+        "logits / d_head",
+        "logits / d_head" + off,
+    ]
     found = verdicts(
-        checks.mu_param(table({n: moving if n.startswith("standard") else fixed for n in names}), None, STUDY)
+        checks.mu_param(
+            table({n: moving if n.startswith("standard") else fixed for n in names}), None, STUDY
+        )
     )
     assert found["8-optimum"] == found["E14-optimum"] == claims.HOLDS
     found = verdicts(checks.mu_param(table(dict.fromkeys(names, fixed)), None, STUDY))
-    assert found["8-optimum"] == found["E14-optimum"] == claims.FAILS and found["8-loss"] == claims.HOLDS
+    assert (
+        found["8-optimum"] == found["E14-optimum"] == claims.FAILS
+        and found["8-loss"] == claims.HOLDS
+    )
 
 
 def test_the_share_of_growth_by_norms_is_one_where_the_cosine_stays():
     curve = pd.DataFrame(
-        {"seed": 0, "step": [0, 9], "q_norm/0": [1, 10], "k_norm/0": [1, 10], "qk_cosine/0": [0.3, 0.3]}
+        {
+            "seed": 0,
+            "step": [0, 9],
+            "q_norm/0": [1, 10],
+            "k_norm/0": [1, 10],
+            "qk_cosine/0": [0.3, 0.3],
+        }
     )
     assert checks._norm_share(curve) == pytest.approx([1.0])
-    assert checks._norm_share(curve.assign(**{"q_norm/0": 1.0, "k_norm/0": 1.0, "qk_cosine/0": [0.1, 0.9]})) == 0.0
+    assert (
+        checks._norm_share(
+            curve.assign(**{"q_norm/0": 1.0, "k_norm/0": 1.0, "qk_cosine/0": [0.1, 0.9]})
+        )
+        == 0.0
+    )
     both = curve.assign(**{"k_norm/0": 1.0, "qk_cosine/0": [0.05, 0.5]})
     assert checks._norm_share(both) == pytest.approx([0.5])
 
@@ -78,30 +123,72 @@ def test_the_share_of_growth_by_norms_is_one_where_the_cosine_stays():
 def spiking(height: dict, frozen: float = 0.1):
     """Section 10's frames, made up: `height` of the spike by method, updates of raised ε shrunk by `frozen`."""
     quiet = ["ε = 1e-8, no burst", "ε = 1e-3, no burst"]
-    arms = [*quiet, "ε = 1e-8", "ε = 1e-3", "ε = 1e-3, batch × 8", "ε = 0", "ε from 1e-3 to 1e-8", "LR / 3", "batch / 2",
-            "β = 0.8, 0.9", "embedding gradient / 10", "rewind and skip", "every batch new", "one batch, again and again",
-            "float8_e4m3fn, loss × 1", "float8_e4m3fn, loss × 64"]  # fmt: skip
+    arms = [
+        *quiet,
+        "ε = 1e-8",
+        "ε = 1e-3",
+        "ε = 1e-3, batch × 8",
+        "ε = 0",
+        "ε from 1e-3 to 1e-8",
+        "LR / 3",
+        "batch / 2",
+        "β = 0.8, 0.9",
+        "embedding gradient / 10",
+        "rewind and skip",
+        "every batch new",
+        "one batch, again and again",
+        "float8_e4m3fn, loss × 1",
+        "float8_e4m3fn, loss × 64",
+    ]
     losses = {"float8_e4m3fn, loss × 1": 4.5, "ε from 1e-3 to 1e-8": 3.9}
-    runs = table({arm: (lambda lr, n, arm=arm: losses.get(arm, 4.0)) for arm in arms}, sizes=((32, 4),), lrs=(0.1,))
-    points = runs.loc[runs.index.repeat(4), ["key", "method", "seed", "steps"]].reset_index(drop=True)
+    runs = table(
+        {arm: (lambda lr, n, arm=arm: losses.get(arm, 4.0)) for arm in arms},
+        sizes=((32, 4),),
+        lrs=(0.1,),
+    )
+    points = runs.loc[runs.index.repeat(4), ["key", "method", "seed", "steps"]].reset_index(
+        drop=True
+    )
     raised, burst = points["method"].str.startswith("ε = 1e-3"), ~points["method"].isin(quiet)
     step = np.tile([187, 191, 195, 383], len(runs))
     lift = np.where((step == 195) & burst, 10.0, 1.0)
-    update = np.where(raised, frozen, 1.0) * lift * np.where(points["method"] == "float8_e4m3fn, loss × 1", 0.01, 1.0)
-    cosine = np.where(raised, 0.3, 0.1) + 0.2 * points["method"].str.contains("× 8") + 0.01 * points["seed"]
-    observed = points.assign(**{"step": step, checks.GRADIENT: 1e-4 + 1e-6 * points["seed"], checks.UPDATE: update,
-                                f"gradient_cosine/{checks.TENSOR}": cosine,
-                                "dip": np.where(points["method"].str.startswith("one"), 0.1, 0.001)})  # fmt: skip
-    spikes = runs[["key", "method", "seed"]].assign(
-        height=runs["method"].map(height).fillna(0.1) + 0.01 * runs["seed"] * runs["method"].isin(height)
+    update = (
+        np.where(raised, frozen, 1.0)
+        * lift
+        * np.where(points["method"] == "float8_e4m3fn, loss × 1", 0.01, 1.0)
     )
-    simulated = pd.DataFrame({"std": [0.229, 0.230], "closed_form": 0.2294, "rho": [0.3, 0.3], "dip": 0.03})
+    cosine = (
+        np.where(raised, 0.3, 0.1)
+        + 0.2 * points["method"].str.contains("× 8")
+        + 0.01 * points["seed"]
+    )
+    observed = points.assign(
+        **{
+            "step": step,
+            checks.GRADIENT: 1e-4 + 1e-6 * points["seed"],
+            checks.UPDATE: update,
+            f"gradient_cosine/{checks.TENSOR}": cosine,
+            "dip": np.where(points["method"].str.startswith("one"), 0.1, 0.001),
+        }
+    )
+    spikes = runs[["key", "method", "seed"]].assign(
+        height=runs["method"].map(height).fillna(0.1)
+        + 0.01 * runs["seed"] * runs["method"].isin(height)
+    )
+    simulated = pd.DataFrame(
+        {"std": [0.229, 0.230], "closed_form": 0.2294, "rho": [0.3, 0.3], "dip": 0.03}
+    )
     return simulated, runs, observed, spikes, 195, 48
 
 
 def test_the_stages_and_remedies_of_a_spike_are_told_apart():
     found = verdicts(checks.adam_instability(*spiking({"ε = 1e-3": 2.0, "ε = 1e-8": 0.5})))
     assert set(found.values()) == {claims.HOLDS}
-    found = verdicts(checks.adam_instability(*spiking({"ε = 1e-3": 0.1, "rewind and skip": 0.5}, frozen=1.0)))
+    found = verdicts(
+        checks.adam_instability(*spiking({"ε = 1e-3": 0.1, "rewind and skip": 0.5}, frozen=1.0))
+    )
     failing = {"P2-3-frozen", "P2-5-spike", "P2-5-epsilon", "P2-remedy-skip", "P2-remedy-lr"}
-    assert all(found[name] == claims.FAILS for name in failing) and found["P2-full-batch"] == claims.HOLDS
+    assert (
+        all(found[name] == claims.FAILS for name in failing)
+        and found["P2-full-batch"] == claims.HOLDS
+    )

@@ -13,11 +13,15 @@ def verdict(values, side="above", threshold=1.0):
 @pytest.mark.parametrize(
     ("values", "side", "expected"),
     [
-        ([2.9, 3.0, 3.1], "above", claims.HOLDS), ([1.1, 3.0, 5.1], "above", claims.FAILS),
-        ([0.1, 0.2, 0.3], "below", claims.HOLDS), ([0.1, 0.2, 0.9], "below", claims.FAILS),
-        ([2.0, np.nan], "above", claims.UNTESTABLE), ([], "above", claims.UNTESTABLE), ([2.0], "above", claims.HOLDS),
+        ([2.9, 3.0, 3.1], "above", claims.HOLDS),
+        ([1.1, 3.0, 5.1], "above", claims.FAILS),
+        ([0.1, 0.2, 0.3], "below", claims.HOLDS),
+        ([0.1, 0.2, 0.9], "below", claims.FAILS),
+        ([2.0, np.nan], "above", claims.UNTESTABLE),
+        ([], "above", claims.UNTESTABLE),
+        ([2.0], "above", claims.HOLDS),
     ],
-)  # fmt: skip
+)
 def test_a_claim_holds_only_with_its_whole_interval(values, side, expected):
     assert verdict(values, side)["verdict"] == expected
 
@@ -29,7 +33,11 @@ def test_an_undecided_claim_says_so():
 
 def test_a_reason_against_testing_wins_over_the_numbers():
     row = claims.check("c", "1", "s", "m", [3.0, 3.1], "above", 1.0, unless="too small a model")
-    assert (row["verdict"], row["note"], row["effect"]) == (claims.UNTESTABLE, "too small a model", 3.05)
+    assert (row["verdict"], row["note"], row["effect"]) == (
+        claims.UNTESTABLE,
+        "too small a model",
+        3.05,
+    )
 
 
 def test_smoke_judges_nothing():

@@ -83,7 +83,9 @@ def test_corrupt_and_empty_corpora_are_one_clear_line(tmp_path, own_world):
         f"data prepare c4 --path {tmp_path} --tokenizer {tmp_path}/t.model --name e",
     ):
         done = call(arguments)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+        assert (
+            done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+        ), done.stderr
     assert not (own_world / "cache" / "data" / "e").exists()
 
 
@@ -97,18 +99,26 @@ def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scal
     """Two shards, then the whole: trained once, figures, table and claims under a label of their own."""
     figures, runs = paths.folder("figures"), paths.folder("papermill_runs")
     before = [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)]
-    common = f"run 01 --scale smoke --seeds 5-6 --set steps=20 --label short --store {tmp_path}/store"
+    common = (
+        f"run 01 --scale smoke --seeds 5-6 --set steps=20 --label short --store {tmp_path}/store"
+    )
     for shard in ("1/2", "2/2"):
         done = call(f"{common} --shard {shard}")
         assert done.returncode == 0 and "12 to train" in done.stdout, done.stdout + done.stderr
     done = call(common)
-    assert done.returncode == 0 and "24 stored, 0 to train" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "24 stored, 0 to train" in done.stdout, (
+        done.stdout + done.stderr
+    )
     for name in ("fig01_lr_sensitivity", "fig02_logit_growth", "figE01_qk_norms"):
         for kind in ("png", "svg", "csv"):
             assert (figures / "smoke-short" / f"{name}.{kind}").stat().st_size > 1000
     assert [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)] == before
     text = (runs / "smoke-short" / "01_attention_logit_growth.ipynb").read_text()
-    assert str(pathlib.Path.home()) not in text and str(tmp_path) not in text and str(paths.root()) not in text
+    assert (
+        str(pathlib.Path.home()) not in text
+        and str(tmp_path) not in text
+        and str(paths.root()) not in text
+    )
     listed = call("claims --scale smoke-short --json")
     rows = json.loads(listed.stdout)
     assert len(rows) >= 10 and {"figure", "effect", "lo", "hi", "n", "verdict"} <= rows[0].keys()
@@ -160,4 +170,7 @@ def test_the_scoreboard_is_written_between_the_markers_only(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\nafter\n")
     cli._write_between_markers(readme, "| new |")
-    assert readme.read_text() == "before\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\nafter\n"
+    assert (
+        readme.read_text()
+        == "before\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\nafter\n"
+    )

@@ -31,7 +31,9 @@ def own_process(monkeypatch):
 
 @pytest.fixture
 def runs(smoke):
-    return grid(replace(smoke, steps=2000), {"d_model": (8, 16), "lr": (1e-3, 1e-2, 1e-1), "seed": (0, 1)})
+    return grid(
+        replace(smoke, steps=2000), {"d_model": (8, 16), "lr": (1e-3, 1e-2, 1e-1), "seed": (0, 1)}
+    )
 
 
 def test_jobs_share_programs_and_nothing_is_handed_out_twice(tmp_path, runs):
@@ -56,7 +58,9 @@ def test_a_worker_of_an_accelerator_trains_lanes(tmp_path, runs):
 
 def test_a_node_must_have_the_drivers_corpus_and_code(own_world, smoke):
     worker = cluster.Worker(0)
-    assert worker.check({("synthetic", 64): datasets.open_dataset("synthetic", 64).fingerprint}) == ""
+    assert (
+        worker.check({("synthetic", 64): datasets.open_dataset("synthetic", 64).fingerprint}) == ""
+    )
     assert "data='nowhere': is not prepared here" in worker.check({("nowhere", 64): "f"})
     assert "data='synthetic': fingerprint" in worker.check({("synthetic", 64): "another"})
     with pytest.raises(UserError, match="another version of proxies_lib"):
@@ -73,11 +77,15 @@ def test_a_worker_of_a_core_computes_on_one_thread_whatever_its_nodes_settings(m
 
 def test_without_ray_or_a_cluster_there_is_one_clear_line(tmp_path, runs, monkeypatch):
     plan = sweep.plan(runs[:1], tmp_path)
-    with pytest.raises(UserError, match="engine='nosuch': must be one of auto, processes, lanes, ray"):
+    with pytest.raises(
+        UserError, match="engine='nosuch': must be one of auto, processes, lanes, ray"
+    ):
         sweep.run(plan, engine="nosuch")
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setenv("PROXIES_ENGINE", "ray")
-    with pytest.raises(UserError, match=r"engine='ray': needs the optional extra: pip install 'proxies-lib\[ray\]'"):
+    with pytest.raises(
+        UserError, match=r"engine='ray': needs the optional extra: pip install 'proxies-lib\[ray\]'"
+    ):
         sweep.run(plan)
 
 
@@ -158,7 +166,9 @@ def kill_a_node_in_the_middle_of_a_run(nodes) -> str:
 def test_a_node_dies_and_nothing_is_lost_or_trained_twice(tmp_path, nodes, runs, monkeypatch):
     monkeypatch.setattr(cluster, "Worker", Logged)
     victims = []
-    killer = threading.Thread(target=lambda: victims.append(kill_a_node_in_the_middle_of_a_run(nodes)), daemon=True)
+    killer = threading.Thread(
+        target=lambda: victims.append(kill_a_node_in_the_middle_of_a_run(nodes)), daemon=True
+    )
     killer.start()
     sweep.run(sweep.plan(runs, tmp_path / "ray"), engine="ray")
     killer.join(timeout=30)
@@ -176,11 +186,20 @@ def test_a_node_dies_and_nothing_is_lost_or_trained_twice(tmp_path, nodes, runs,
 
 
 def test_a_node_without_the_corpus_is_named(tmp_path, nodes, smoke, monkeypatch):
-    (tmp_path / "text").write_text("\f".join(f"document {i} of a few words\n" * 50 for i in range(40)))
-    datasets.prepare("text", "elsewhere", [str(tmp_path / "text")], vocab_size=32, say=lambda line: None)
+    (tmp_path / "text").write_text(
+        "\f".join(f"document {i} of a few words\n" * 50 for i in range(40))
+    )
+    datasets.prepare(
+        "text", "elsewhere", [str(tmp_path / "text")], vocab_size=32, say=lambda line: None
+    )
     run = replace(smoke, data="elsewhere", vocab_size=32)
     monkeypatch.setitem(cluster.SLOTS, "CPU", {"num_cpus": 1, "resources": {"bare": 1}})
-    add_node(nodes, num_cpus=1, resources={"bare": 1}, env_vars={"PROXIES_CACHE": str(tmp_path / "other")})
+    add_node(
+        nodes,
+        num_cpus=1,
+        resources={"bare": 1},
+        env_vars={"PROXIES_CACHE": str(tmp_path / "other")},
+    )
     with pytest.raises(UserError, match=r"node .*: data='elsewhere': is not prepared here"):
         sweep.run(sweep.plan([run], tmp_path), engine="ray")
 
@@ -209,15 +228,24 @@ def stub(program: pathlib.Path, line: str):
 
 
 def bash(*command: str, **environment) -> str:
-    done = subprocess.run(["bash", *command], capture_output=True, text=True, cwd=DEPLOY.parent,
-                          env=os.environ | environment)  # fmt: skip
+    done = subprocess.run(
+        ["bash", *command],
+        capture_output=True,
+        text=True,
+        cwd=DEPLOY.parent,
+        env=os.environ | environment,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_slurm_array_trains_shards_and_its_last_step_merges_and_draws(tmp_path, path):
     script, own = str(DEPLOY / "slurm_array.sbatch"), tmp_path / "store"
-    common = {"PATH": path, "PROXIES_STORE": str(own), "ARGUMENTS": "01 --scale smoke --seeds 7 --set steps=20"}
+    common = {
+        "PATH": path,
+        "PROXIES_STORE": str(own),
+        "ARGUMENTS": "01 --scale smoke --seeds 7 --set steps=20",
+    }
     for i in ("1", "2"):
         out = bash(script, **common, SLURM_ARRAY_TASK_ID=i, SLURM_ARRAY_TASK_COUNT="2")
         assert "6 to train" in out and f"shard {i}/2 is trained" in out
@@ -230,14 +258,28 @@ def test_the_kubernetes_job_covers_every_shard_once(tmp_path, path):
     stub(tmp_path / "bin" / "proxies", 'echo "$@"')
     for job in (shards, finish):
         pod = job["spec"]["template"]["spec"]
-        assert (job["apiVersion"], job["kind"], pod["restartPolicy"]) == ("batch/v1", "Job", "Never")
-        assert {m["name"] for c in pod["containers"] for m in c["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        assert (job["apiVersion"], job["kind"], pod["restartPolicy"]) == (
+            "batch/v1",
+            "Job",
+            "Never",
+        )
+        assert {m["name"] for c in pod["containers"] for m in c["volumeMounts"]} == {
+            v["name"] for v in pod["volumes"]
+        }
     assert shards["spec"]["completionMode"] == "Indexed" and finish["spec"]["suspend"]
-    n, container = shards["spec"]["completions"], shards["spec"]["template"]["spec"]["containers"][0]
+    n, container = (
+        shards["spec"]["completions"],
+        shards["spec"]["template"]["spec"]["containers"][0],
+    )
     assert container["command"] == ["bash", "-c"]
     environment = {e["name"]: e["value"] for e in container["env"] if "value" in e} | {"PATH": path}
-    calls = [bash("-c", *container["args"], **environment, JOB_COMPLETION_INDEX=str(i)).split() for i in range(n)]
-    assert [cli._shard(call[call.index("--shard") + 1]) for call in calls] == [(i, n) for i in range(1, n + 1)]
+    calls = [
+        bash("-c", *container["args"], **environment, JOB_COMPLETION_INDEX=str(i)).split()
+        for i in range(n)
+    ]
+    assert [cli._shard(call[call.index("--shard") + 1]) for call in calls] == [
+        (i, n) for i in range(1, n + 1)
+    ]
     assert len({call[call.index("--store") + 1] for call in calls}) == n
     for call in calls:
         cli._parser().parse_args(call)
@@ -245,10 +287,15 @@ def test_the_kubernetes_job_covers_every_shard_once(tmp_path, path):
 
 def test_the_tpu_pod_script_runs_the_same_command_on_every_host(tmp_path, path):
     stub(tmp_path / "bin" / "gcloud", 'printf "%s\\n" "$@"')
-    script, common = str(DEPLOY / "tpu_pod.sh"), {"PATH": path, "TPU": "slice", "ZONE": "zone", "REPOSITORY": "a b"}
+    script, common = (
+        str(DEPLOY / "tpu_pod.sh"),
+        {"PATH": path, "TPU": "slice", "ZONE": "zone", "REPOSITORY": "a b"},
+    )
     common |= {"PROXIES_CHECKPOINTS": "/mnt/a b"}
     sent = bash(script, "run", "01", "--set", "lrs=[0.1, 1]", **common).splitlines()
-    assert sent[:7] == "compute tpus tpu-vm ssh slice --zone zone".split() and "--worker=all" in sent
+    assert (
+        sent[:7] == "compute tpus tpu-vm ssh slice --zone zone".split() and "--worker=all" in sent
+    )
     stub(tmp_path / "bin" / "there", 'printf "%s\\n" "$PROXIES_CHECKPOINTS" "$@"')
     command = sent[-1].replace("cd proxies", "true").replace(".venv/bin/proxies", "there")
     there = ["/mnt/a b", "run", "--distributed", "01", "--set", "lrs=[0.1, 1]"]

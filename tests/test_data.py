@@ -27,14 +27,17 @@ quiet = {"say": lambda *_: None}
 
 def stories(n, first=0):
     return [
-        f"Story {i}. " + " ".join(f"word{(i * j) % 97} is here" for j in range(60)) for i in range(first, first + n)
+        f"Story {i}. " + " ".join(f"word{(i * j) % 97} is here" for j in range(60))
+        for i in range(first, first + n)
     ]
 
 
 @pytest.fixture
 def text_set(tmp_path):
     (tmp_path / "a.txt").write_text("\f\n".join(stories(40)))
-    return datasets.prepare("text", name="stories", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet)
+    return datasets.prepare(
+        "text", name="stories", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet
+    )
 
 
 @pytest.fixture
@@ -89,20 +92,30 @@ def test_synthetic_entropy_floor_is_the_samples_own():
     for t in range(1, T + 1):
         fresh = p[tokens[:, t]]
         if t >= data.COPY_LAG:
-            fresh = (1 - data.COPY_SHARE) * fresh + data.COPY_SHARE * (tokens[:, t] == tokens[:, t - data.COPY_LAG])
+            fresh = (1 - data.COPY_SHARE) * fresh + data.COPY_SHARE * (
+                tokens[:, t] == tokens[:, t - data.COPY_LAG]
+            )
         surprise.append(-np.log(fresh))
     assert np.mean(surprise) == pytest.approx(data.synthetic_entropy(V, T), rel=0.01)
     assert np.bincount(tokens.ravel(), minlength=V) / tokens.size == pytest.approx(p, abs=0.01)
-    assert data.synthetic_entropy(V, T) < -np.sum(p * np.log(p)) - 0.5  # there is something to learn
+    assert (
+        data.synthetic_entropy(V, T) < -np.sum(p * np.log(p)) - 0.5
+    )  # there is something to learn
 
 
 def test_batches_are_stateless_and_differ_by_seed_step_and_split():
     d = datasets.open_dataset("synthetic", 64)
     a = d.batch("train", 0, 5, 8, 16)
     np.testing.assert_array_equal(a, d.batch("train", 0, 5, 8, 16))
-    for other in (d.batch("train", 1, 5, 8, 16), d.batch("train", 0, 6, 8, 16), d.batch("validation", 0, 5, 8, 16)):
+    for other in (
+        d.batch("train", 1, 5, 8, 16),
+        d.batch("train", 0, 6, 8, 16),
+        d.batch("validation", 0, 5, 8, 16),
+    ):
         assert not np.array_equal(a, other)
-    np.testing.assert_array_equal(d.batch("validation", 0, 0, 8, 16), d.batch("validation", 9, 0, 8, 16))
+    np.testing.assert_array_equal(
+        d.batch("validation", 0, 0, 8, 16), d.batch("validation", 9, 0, 8, 16)
+    )
 
 
 def test_shards_of_a_batch_are_its_rows(text_set):
@@ -119,7 +132,9 @@ def test_an_epoch_visits_every_window_once(text_set):
     rows = np.concatenate([text_set.batch("train", 5, i, B, T) for i in range(steps)])
     windows = collections.Counter(tuple(tokens[i * T : i * T + T + 1]) for i in range(n))
     assert len(rows) == steps * B and not collections.Counter(map(tuple, rows)) - windows
-    second = np.concatenate([text_set.batch("train", 5, i, B, T) for i in range(steps + 1, 2 * steps)])
+    second = np.concatenate(
+        [text_set.batch("train", 5, i, B, T) for i in range(steps + 1, 2 * steps)]
+    )
     assert not np.array_equal(rows[: len(second)], second)
 
 
@@ -132,7 +147,9 @@ def test_documents_are_packed_with_eos_and_held_out_ones_never_trained_on(text_s
     for split in prepared.SPLITS:
         ids = np.fromfile(pathlib.Path(text_set.path) / f"{split}.bin", np.uint16)
         assert ids[-1] == 1 and 0 not in ids
-        texts[split] = [spm.decode(part.tolist()) for part in np.split(ids, np.flatnonzero(ids == 1) + 1)[:-1]]
+        texts[split] = [
+            spm.decode(part.tolist()) for part in np.split(ids, np.flatnonzero(ids == 1) + 1)[:-1]
+        ]
     assert sorted(texts["train"] + texts["validation"]) == sorted(stories(40))
     assert texts["validation"] and not set(texts["train"]) & set(texts["validation"])
 
@@ -142,15 +159,22 @@ def test_plain_gz_and_xz_files_give_the_same_dataset(tmp_path):
     (tmp_path / "x.txt").write_bytes(content)
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(content))
     (tmp_path / "x.txt.xz").write_bytes(lzma.compress(content))
-    first = [[t for _, t in data.text_documents([str(tmp_path / n)])] for n in ("x.txt", "x.txt.gz", "x.txt.xz")]
+    first = [
+        [t for _, t in data.text_documents([str(tmp_path / n)])]
+        for n in ("x.txt", "x.txt.gz", "x.txt.xz")
+    ]
     assert first[0] == first[1] == first[2] == stories(30)
 
 
 def test_fingerprint_follows_text_and_tokenizer(tmp_path, text_set):
     (tmp_path / "b.txt").write_text("\f\n".join(stories(41)))
-    other = datasets.prepare("text", name="b", path=[str(tmp_path / "b.txt")], vocab_size=200, **quiet)
+    other = datasets.prepare(
+        "text", name="b", path=[str(tmp_path / "b.txt")], vocab_size=200, **quiet
+    )
     (tmp_path / "a.txt").write_text("\f\n".join(stories(40)))
-    again = datasets.prepare("text", name="c", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet)
+    again = datasets.prepare(
+        "text", name="c", path=[str(tmp_path / "a.txt")], vocab_size=200, **quiet
+    )
     assert other.fingerprint != text_set.fingerprint == again.fingerprint
 
 
@@ -166,10 +190,15 @@ def test_stdlib_is_real_text_with_line_breaks_and_indentation():
     assert datasets.open_dataset("stdlib", 1024, **quiet) == d
 
 
-def write_shards(folder, train=("one two three " * 30,) * 6, validation=("four five six " * 30,) * 3):
+def write_shards(
+    folder, train=("one two three " * 30,) * 6, validation=("four five six " * 30,) * 3
+):
     folder.mkdir(exist_ok=True)
     for split, texts in (("train", train), ("validation", validation)):
-        lines = "".join(json.dumps({"text": t, "timestamp": "", "url": f"u{i}"}) + "\n" for i, t in enumerate(texts))
+        lines = "".join(
+            json.dumps({"text": t, "timestamp": "", "url": f"u{i}"}) + "\n"
+            for i, t in enumerate(texts)
+        )
         with gzip.open(folder / f"c4-{split}.00000-of-00001.json.gz", "wt") as file:
             file.write(lines)
     return folder
@@ -188,7 +217,13 @@ def test_c4_reads_its_own_shards_with_a_given_tokenizer(tmp_path, text_set):
 def test_real_c4_with_the_t5_vocabulary():
     if not SHARED.exists():
         pytest.skip("the shared cut of C4 is not beside this checkout")
-    d = datasets.prepare("c4", name="c4-cut", path=[str(SHARED / "c4/en")], tokenizer=str(SHARED / "t5.model"), **quiet)
+    d = datasets.prepare(
+        "c4",
+        name="c4-cut",
+        path=[str(SHARED / "c4/en")],
+        tokenizer=str(SHARED / "t5.model"),
+        **quiet,
+    )
     manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
     assert d.vocab_size == 32101
     # 470,901 + 85,866 T5 tokens without EOS, one EOS a document
@@ -206,7 +241,10 @@ def bad_inputs(tmp_path, spm):
     return {
         "path='nowhere.txt': no such file": ("text", {"path": ["nowhere.txt"]}),
         "has no train documents": ("c4", {"path": [str(none)], "tokenizer": spm}),
-        "has no validation documents": ("text", {"path": [str(tmp_path / "empty.txt")], "tokenizer": spm}),
+        "has no validation documents": (
+            "text",
+            {"path": [str(tmp_path / "empty.txt")], "tokenizer": spm},
+        ),
         "cannot be read": ("text", {"path": [str(tmp_path / "cut.txt.gz")]}),
         "is not a C4 json.gz shard": ("c4", {"path": [str(shards)], "tokenizer": spm}),
         "cannot be listed": ("c4", {"path": ["nosuch://bucket/en"], "tokenizer": spm}),
@@ -214,14 +252,19 @@ def bad_inputs(tmp_path, spm):
         "holds no c4-train": ("c4", {"path": [str(tmp_path)], "tokenizer": spm}),
         "source='wiki'": ("wiki", {}),
         "tokenizer='no.model': no such file": ("stdlib", {"tokenizer": "no.model"}),
-        "is not a SentencePiece model": ("stdlib", {"tokenizer": str(tmp_path / "empty.txt"), "name": "z"}),
+        "is not a SentencePiece model": (
+            "stdlib",
+            {"tokenizer": str(tmp_path / "empty.txt"), "name": "z"},
+        ),
     }
 
 
 def test_bad_corpora_are_refused_in_one_line_and_leave_nothing(tmp_path, text_set):
     home = pathlib.Path(text_set.path).parent
     before = sorted(p.name for p in home.iterdir())
-    for words, (source, options) in bad_inputs(tmp_path, f"{text_set.path}/tokenizer.model").items():
+    for words, (source, options) in bad_inputs(
+        tmp_path, f"{text_set.path}/tokenizer.model"
+    ).items():
         with pytest.raises(UserError) as error:
             datasets.prepare(source, **options, **quiet)
         expected = "has no train documents" if "no validation" in words else words
@@ -245,18 +288,28 @@ def test_the_order_of_batches_can_be_changed():
 
     def batches(**changes):
         order = config.replace(run, **changes).order
-        return np.concatenate([corpus.chunk(order, begin, run.train, T) for begin in range(0, 40, run.train.log_every)])
+        return np.concatenate(
+            [
+                corpus.chunk(order, begin, run.train, T)
+                for begin in range(0, 40, run.train.log_every)
+            ]
+        )
 
     plain = batches()
-    assert np.array_equal(batches(skip_step=7, skip_batches=5)[:35], np.delete(plain, range(7, 12), 0))
+    assert np.array_equal(
+        batches(skip_step=7, skip_batches=5)[:35], np.delete(plain, range(7, 12), 0)
+    )
     assert np.array_equal(batches(corpus_batches=3), np.concatenate([plain[:3]] * 14)[:40])
     rare = batches(rare_batch=20, rare_batches=2)
     assert (rare[20:22] == rare[20, 0, 0]).all() and rare.max() < 64
     assert np.array_equal(np.delete(rare, (20, 21), 0), np.delete(plain, (20, 21), 0))
     around = batches(rare_batch=20, rare_batches=2, skip_step=18, skip_batches=4)
-    assert np.array_equal(around, batches(skip_step=18, skip_batches=4)), "what is skipped is never seen"
+    assert np.array_equal(around, batches(skip_step=18, skip_batches=4)), (
+        "what is skipped is never seen"
+    )
     halves = [
-        corpus.chunk(config.replace(run, rare_batch=3, rare_batches=1).order, 0, run.train, T, i, 2) for i in (0, 1)
+        corpus.chunk(config.replace(run, rare_batch=3, rare_batches=1).order, 0, run.train, T, i, 2)
+        for i in (0, 1)
     ]
     assert np.array_equal(np.concatenate(halves, 1)[3], np.full((4, T + 1), halves[0][3, 0, 0]))
 
@@ -265,9 +318,28 @@ def test_the_order_of_batches_can_be_changed():
 
 
 NO_NAMES = (
-    ".", "..", "/", "/tmp/thesis", "../../../thesis", "a/b", "a\\b", "", " ", "a ", "a.", ".hidden",
-    "-x", "a\0b", "a\n", "é", "x" * 101, "synthetic", "stdlib", "STDLIB", "stdlib-256-c82421942",
-)  # fmt: skip
+    ".",
+    "..",
+    "/",
+    "/tmp/thesis",
+    "../../../thesis",
+    "a/b",
+    "a\\b",
+    "",
+    " ",
+    "a ",
+    "a.",
+    ".hidden",
+    "-x",
+    "a\0b",
+    "a\n",
+    "é",
+    "x" * 101,
+    "synthetic",
+    "stdlib",
+    "STDLIB",
+    "stdlib-256-c82421942",
+)
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
@@ -482,9 +554,7 @@ def test_token_ids_above_the_vocabulary_are_refused(text_file, home):
 def test_checksums_are_compared_once_per_process(text_file, home, monkeypatch):
     prepare_text(text_file, name="once")
     counted, digest = [], hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib, "file_digest", lambda *a: counted.append(a) or digest(*a)
-    )
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: counted.append(a) or digest(*a))
     for _ in range(3):
         datasets.open_dataset("once", 200).batch("train", 0, 0, 2, 16)
     assert len(counted) == 3
@@ -598,9 +668,7 @@ def test_a_dataset_prepared_again_is_never_read_under_the_old_fingerprint(text_f
     other.batch("train", 0, 0, 4, 16)
 
 
-def test_lanes_refuse_a_corpus_that_was_prepared_again_since_their_plan(
-    text_file, tmp_path, smoke
-):
+def test_lanes_refuse_a_corpus_that_was_prepared_again_since_their_plan(text_file, tmp_path, smoke):
     """Their checkpoints have the planned keys: nothing may go on from other tokens under them."""
     prepare_text(text_file, name="replaced")
     plan = sweep.plan([config.replace(smoke, data="replaced", vocab_size=200)], tmp_path / "store")
@@ -678,8 +746,12 @@ def test_a_c4_document_of_validation_is_not_trained_on(tmp_path, model):
 def test_only_exact_names_are_c4_shards(tmp_path, model):
     shards, said = write_shards(tmp_path / "e[n]"), []
     whole = shards / "c4-train.00000-of-00001.json.gz"
-    for stray in ("c4-train.00000-of-00001.json(1).json.gz", "c4-train.00000-of-00001.part.json.gz",
-                  "c4-train.00000-of-00001 (1).json.gz", "c4-train.0-of-1.json.gz"):  # fmt: skip
+    for stray in (
+        "c4-train.00000-of-00001.json(1).json.gz",
+        "c4-train.00000-of-00001.part.json.gz",
+        "c4-train.00000-of-00001 (1).json.gz",
+        "c4-train.0-of-1.json.gz",
+    ):
         (shards / stray).write_bytes(whole.read_bytes())
     d = datasets.prepare("c4", "exact", [str(shards)], tokenizer=model, say=said.append)
     manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
@@ -808,9 +880,13 @@ def test_a_tokenizer_without_end_of_sentence_is_refused(tmp_path, text_file):
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(stories(40)), model_writer=model, vocab_size=50, eos_id=-1,
-        bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(stories(40)),
+        model_writer=model,
+        vocab_size=50,
+        eos_id=-1,
+        bos_id=-1,
+        minloglevel=2,
+    )
     (tmp_path / "endless.model").write_bytes(model.getvalue())
     (tmp_path / "empty.model").write_bytes(b"")
     expected = {"endless": "has no end-of-sentence piece", "empty": "is not a SentencePiece"}

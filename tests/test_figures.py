@@ -25,7 +25,9 @@ def test_a_committed_figure_shows_the_runs_that_the_registry_says(scale):
             drawn = pd.read_csv(ROOT / "figures" / scale / f"{figure.file}.csv", dtype=str)
             keys = [k for name in ("key", "keys") if name in drawn for k in drawn[name].dropna()]
             keys = {key for joined in keys for key in joined.split()}
-            assert keys == {stored[config.recipe(run)] for run in figure.runs(methods, study)}, figure.name
+            assert keys == {stored[config.recipe(run)] for run in figure.runs(methods, study)}, (
+                figure.name
+            )
 
 
 def test_every_figure_that_a_notebook_saves_is_in_the_registry_and_no_other():

@@ -16,7 +16,9 @@ from proxies_lib.layout import Layout, layout_for, memory
 from proxies_lib.runs import tables
 from proxies_lib.science import protocol
 
-TOLERANCE = 1e-3  # relative, of losses after 40 steps: sums over devices and microbatches round otherwise
+TOLERANCE = (
+    1e-3  # relative, of losses after 40 steps: sums over devices and microbatches round otherwise
+)
 BASE = replace(protocol.scales()["smoke"].base, d_model=16, n_layers=2, batch_size=8)
 LAYOUTS = {
     "one": {},
@@ -46,7 +48,11 @@ for name, options in layouts.items():
 
 def environment(devices: int) -> dict:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(paths.root())}
+    return os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(paths.root()),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +69,20 @@ def test_numbers_do_not_depend_on_the_layout(trained, name):
     assert other["final_loss"] == pytest.approx(one["final_loss"], rel=TOLERANCE)
     assert one["curves"].keys() == other["curves"].keys()
     for column, values in one["curves"].items():
-        if column != "gradient_norm" and not column.startswith(("grad_rms", "update_rms", "mean_output_logit")):
-            np.testing.assert_allclose(other["curves"][column], values, rtol=0.02, atol=2e-3, err_msg=column)
-    np.testing.assert_allclose(other["curves"]["gradient_norm"], one["curves"]["gradient_norm"], rtol=0.05)
+        if column != "gradient_norm" and not column.startswith(
+            ("grad_rms", "update_rms", "mean_output_logit")
+        ):
+            np.testing.assert_allclose(
+                other["curves"][column], values, rtol=0.02, atol=2e-3, err_msg=column
+            )
+    np.testing.assert_allclose(
+        other["curves"]["gradient_norm"], one["curves"]["gradient_norm"], rtol=0.05
+    )
 
 
-COLLECTIVE = re.compile(r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)")
+COLLECTIVE = re.compile(
+    r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+)
 
 
 @pytest.mark.parametrize("devices", (2, 4, 8))
@@ -101,14 +115,28 @@ def test_layouts_follow_memory_and_devices():
         def memory_stats(self):
             return {"bytes_limit": 80e9}
 
-    small, big = protocol.scales()["gpu"].base, replace(protocol.scales()["paper"].base, d_model=4096, n_layers=24)
+    small, big = (
+        protocol.scales()["gpu"].base,
+        replace(protocol.scales()["paper"].base, d_model=4096, n_layers=24),
+    )
     one, eight = (layout_for(*small.program, [Device()] * n) for n in (1, 8))
     assert one.run == 1 and eight == Layout(lanes=8 * one.lanes, run=8)
     assert memory(*small.program, one) * one.lanes < 80e9
     sharded = layout_for(*big.program, [Device()] * 8)
-    assert sharded.data == 8 and sharded.scan and not sharded.lanes and memory(*big.program, sharded) < 80e9
+    assert (
+        sharded.data == 8
+        and sharded.scan
+        and not sharded.lanes
+        and memory(*big.program, sharded) < 80e9
+    )
     assert layout_for(*replace(small, n_layers=96).program, [Device()]).scan
-    for layout in (Layout(data=3), Layout(run=2), Layout(lanes=3, run=2), Layout(accumulate=5), Layout(lanes=2, points=2)):
+    for layout in (
+        Layout(data=3),
+        Layout(run=2),
+        Layout(lanes=3, run=2),
+        Layout(accumulate=5),
+        Layout(lanes=2, points=2),
+    ):
         with pytest.raises(UserError, match="must be"):
             layout.check(*small.program)
 
@@ -133,8 +161,12 @@ def test_a_model_with_fused_attention_has_the_same_logits_and_taps(monkeypatch):
     params, tokens = model.init(tiny, jax.random.key(0)), np.arange(64).reshape(2, 32) % 64
     plain = model.apply(tiny, params, tokens)
     monkeypatch.setattr(model, "fused", lambda _: True)
-    monkeypatch.setattr(model, "fused_attention", functools.partial(ops.fused_attention, implementation="xla"))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(model.apply(tiny, params, tokens)), strict=True):
+    monkeypatch.setattr(
+        model, "fused_attention", functools.partial(ops.fused_attention, implementation="xla")
+    )
+    for a, b in zip(
+        jax.tree.leaves(plain), jax.tree.leaves(model.apply(tiny, params, tokens)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -158,10 +190,18 @@ def test_two_processes_equal_one_and_only_the_first_writes(tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-c", SWEEP]
-    two = [subprocess.Popen([*command, str(i), str(tmp_path), address], env=environment(1)) for i in (0, 1)]
+    two = [
+        subprocess.Popen([*command, str(i), str(tmp_path), address], env=environment(1))
+        for i in (0, 1)
+    ]
     assert [p.wait(timeout=300) for p in two] == [0, 0]
     assert not list((tmp_path / "1").rglob("*.npz"))
     runs = config.grid(protocol.scales()["smoke"].base, {"lr": (1e-2, 1e-1), "seed": (0, 1)})
     sweep.run(sweep.plan(runs, tmp_path / "alone"), workers=2, engine="processes")
-    tables = [tables.table(list(sweep.plan(runs, tmp_path / name).found), tmp_path / name)[0] for name in ("0", "alone")]
-    assert tables[0]["final_loss"].tolist() == pytest.approx(tables[1]["final_loss"].tolist(), rel=TOLERANCE)
+    tables = [
+        tables.table(list(sweep.plan(runs, tmp_path / name).found), tmp_path / name)[0]
+        for name in ("0", "alone")
+    ]
+    assert tables[0]["final_loss"].tolist() == pytest.approx(
+        tables[1]["final_loss"].tolist(), rel=TOLERANCE
+    )

@@ -6,7 +6,13 @@ import pytest
 from proxies_lib import config, model, ops, train
 
 CONFIG = config.ModelConfig(
-    d_model=16, n_layers=2, d_head=8, vocab_size=50, seq_len=12, qk_norm="per_head", compute_dtype="float32"
+    d_model=16,
+    n_layers=2,
+    d_head=8,
+    vocab_size=50,
+    seq_len=12,
+    qk_norm="per_head",
+    compute_dtype="float32",
 )
 
 
@@ -21,7 +27,9 @@ H = {"attention_power": 1.0, "kappa": 30.0}
 def scrambled(config_, seed=0):
     """Parameters with every entry away from its initial value, LayerNorm scales included."""
     params = model.init(config_, jax.random.key(seed))
-    return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    return jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
 
 
 def reference(c, params, tokens, setting=model.PAPER):
@@ -56,7 +64,10 @@ def reference(c, params, tokens, setting=model.PAPER):
                 if c.qk_norm == "per_head":
                     q, k = norm(q, a["query_norm"]["scale"]), norm(k, a["key_norm"]["scale"])
                 if c.qk_norm == "kappa":
-                    q, k = (np.sqrt(setting["kappa"] / np.mean(z**2, -1, keepdims=True)) * z for z in (q, k))
+                    q, k = (
+                        np.sqrt(setting["kappa"] / np.mean(z**2, -1, keepdims=True)) * z
+                        for z in (q, k)
+                    )
                 q, k = rotate(q), rotate(k)
                 lengths.append(np.linalg.norm(q, axis=-1))
                 out = np.zeros_like(v)
@@ -64,7 +75,11 @@ def reference(c, params, tokens, setting=model.PAPER):
                     logits = k[: t + 1] @ q[t] / c.d_head ** setting["attention_power"]
                     biggest = max(biggest, np.abs(logits).max())
                     w = np.exp(logits - logits.max())
-                    w = w / w.sum() if c.attention == "softmax" else np.maximum(logits, 0) ** 2 / np.sqrt(len(h))
+                    w = (
+                        w / w.sum()
+                        if c.attention == "softmax"
+                        else np.maximum(logits, 0) ** 2 / np.sqrt(len(h))
+                    )
                     out[t] = w @ v[: t + 1]
                 heads.append(out)
             update[s] = np.concatenate(heads, -1) @ a["out"]["kernel"]
@@ -80,10 +95,13 @@ def reference(c, params, tokens, setting=model.PAPER):
 
 
 INTERVENTIONS = {
-    "qk-layernorm": (CONFIG, model.PAPER), "none": (OFF, model.PAPER), "1/d_head": (CONFIG, H),
-    "whole": (varied(qk_norm="whole"), model.PAPER), "kappa": (varied(qk_norm="kappa"), H),
+    "qk-layernorm": (CONFIG, model.PAPER),
+    "none": (OFF, model.PAPER),
+    "1/d_head": (CONFIG, H),
+    "whole": (varied(qk_norm="whole"), model.PAPER),
+    "kappa": (varied(qk_norm="kappa"), H),
     "squared relu": (varied(attention="squared_relu"), model.PAPER),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("c", "h"), INTERVENTIONS.values(), ids=INTERVENTIONS)
@@ -100,7 +118,9 @@ def test_forward_pass_and_taps_agree_with_numpy(c, h):
 def test_cosine_tap_is_that_of_the_last_query():
     tokens = np.random.default_rng(1).integers(OFF.vocab_size, size=(2, 1))
     _, taps = model.apply(OFF, scrambled(OFF), np.repeat(tokens, 2, axis=1)[:, :1])
-    logit = taps["max_attention_logit"] * np.sqrt(OFF.d_head)  # one key, two heads: |logit| is bounded by the norms
+    logit = taps["max_attention_logit"] * np.sqrt(
+        OFF.d_head
+    )  # one key, two heads: |logit| is bounded by the norms
     assert np.all(taps["qk_cosine"] <= 1.0 + 1e-5) and np.all(taps["qk_cosine"] > 0)
     assert np.all(logit <= OFF.n_heads * taps["q_norm"] * taps["k_norm"] * OFF.n_heads + 1e-5)
 
@@ -117,7 +137,9 @@ def test_a_probe_that_is_off_changes_no_logit_and_reports_zeros():
 @pytest.mark.parametrize("c", [CONFIG, OFF], ids=["qk-layernorm", "none"])
 def test_parameter_count_is_the_papers_formula(c):
     params = model.init(c, jax.random.key(0))
-    norms = (2 * c.n_layers + 1) * c.d_model + (2 * c.n_layers * c.d_head if c.qk_norm == "per_head" else 0)
+    norms = (2 * c.n_layers + 1) * c.d_model + (
+        2 * c.n_layers * c.d_head if c.qk_norm == "per_head" else 0
+    )
     expected = 12 * c.n_layers * c.d_model**2 + 2 * c.vocab_size * c.d_model + norms
     assert sum(p.size for p in jax.tree.leaves(params)) == expected
 
@@ -139,11 +161,18 @@ def test_initial_weights_have_the_papers_distributions():
     p = model.init(c, jax.random.key(0))
     assert np.std(p["embed"]["embedding"]) == pytest.approx(128**-0.5, rel=0.02)
     a = p["blocks"][0]["attention"]
-    for w, fan_in in ((a["query"], 128), (a["out"], 128), (p["blocks"][1]["mlp_in"], 128),
-                      (p["blocks"][0]["mlp_out"], 512), (p["head"], 128)):  # fmt: skip
+    for w, fan_in in (
+        (a["query"], 128),
+        (a["out"], 128),
+        (p["blocks"][1]["mlp_in"], 128),
+        (p["blocks"][0]["mlp_out"], 512),
+        (p["head"], 128),
+    ):
         kernel = np.asarray(w["kernel"])
         assert kernel.shape[0] == fan_in and kernel.std() == pytest.approx(fan_in**-0.5, rel=0.03)
-        assert np.abs(kernel).max() <= 2.0 / 0.8796 * fan_in**-0.5 * 1.001  # truncated at two standard deviations
+        assert (
+            np.abs(kernel).max() <= 2.0 / 0.8796 * fan_in**-0.5 * 1.001
+        )  # truncated at two standard deviations
     assert np.all(p["final_norm"]["scale"] == 1) and np.all(a["query_norm"]["scale"] == 1)
     assert a["query_norm"]["scale"].shape == (16,)
 
@@ -161,29 +190,41 @@ def test_kappa_bounds_the_logits_by_kappa_root_d_head():
     c = varied(qk_norm="kappa")
     tokens = np.random.default_rng(0).integers(c.vocab_size, size=(3, c.seq_len))
     for kappa in (0.1, 100.0):
-        _, taps = model.apply(c, scrambled(c), tokens, True, {"attention_power": 0.5, "kappa": kappa})
+        _, taps = model.apply(
+            c, scrambled(c), tokens, True, {"attention_power": 0.5, "kappa": kappa}
+        )
         largest = np.asarray(taps["max_attention_logit"])
-        assert np.all(largest <= kappa * np.sqrt(c.d_head) * 1.001) and np.all(largest > 0.5 * kappa)
+        assert np.all(largest <= kappa * np.sqrt(c.d_head) * 1.001) and np.all(
+            largest > 0.5 * kappa
+        )
         np.testing.assert_allclose(taps["q_norm"], np.sqrt(kappa * c.d_head), rtol=1e-3)
 
 
 def test_mu_param_scales_the_initial_head_and_zeroes_queries():
     plain = model.init(CONFIG, jax.random.key(0))
-    scaled = model.init(CONFIG, jax.random.key(0), model.PAPER | {"head_init": 0.5, "query_init": 0.0})
+    scaled = model.init(
+        CONFIG, jax.random.key(0), model.PAPER | {"head_init": 0.5, "query_init": 0.0}
+    )
     np.testing.assert_array_equal(scaled["head"]["kernel"], 0.5 * plain["head"]["kernel"])
     a, b = (p["blocks"][1]["attention"] for p in (plain, scaled))
-    assert not np.any(b["query"]["kernel"]) and np.array_equal(a["key"]["kernel"], b["key"]["kernel"])
+    assert not np.any(b["query"]["kernel"]) and np.array_equal(
+        a["key"]["kernel"], b["key"]["kernel"]
+    )
 
 
 def test_loss_at_initialization_is_ln_v_plus_a_half():
     c = config.ModelConfig(128, 2, 16, 4096, 64, "per_head", "float32")
     tokens = np.random.default_rng(0).integers(c.vocab_size, size=(1, 4, 65), dtype=np.int32)
-    loss = jax.jit(lambda t: train.evaluate(c, model.PAPER, model.init(c, jax.random.key(1)), t))(tokens)
+    loss = jax.jit(lambda t: train.evaluate(c, model.PAPER, model.init(c, jax.random.key(1)), t))(
+        tokens
+    )
     assert float(loss) == pytest.approx(np.log(4096) + 0.5, abs=0.1)
 
 
 def test_layer_norm_gradient_is_appendix_c_and_autodiff():
-    x, scale, g = (np.random.default_rng(i).standard_normal(s) for i, s in enumerate([(7, 12), (12,), (7, 12)]))
+    x, scale, g = (
+        np.random.default_rng(i).standard_normal(s) for i, s in enumerate([(7, 12), (12,), (7, 12)])
+    )
 
     def plain(x, scale):
         centered = x - x.mean(-1, keepdims=True)
@@ -204,27 +245,41 @@ def test_layer_norm_gradient_is_appendix_c_and_autodiff():
 
 
 def test_layer_norm_along_an_inner_axis_is_that_of_the_last_axis_transposed():
-    x, g = (np.random.default_rng(i).standard_normal((3, 8, 5)).astype(np.float32) for i in range(2))
+    x, g = (
+        np.random.default_rng(i).standard_normal((3, 8, 5)).astype(np.float32) for i in range(2)
+    )
     scale = np.random.default_rng(2).standard_normal(8).astype(np.float32)
     inner, pull_inner = jax.vjp(lambda x, s: ops.layer_norm(x, s, -2), x, scale)
-    last, pull_last = jax.vjp(lambda x, s: ops.layer_norm(x.swapaxes(1, 2), s).swapaxes(1, 2), x, scale)
+    last, pull_last = jax.vjp(
+        lambda x, s: ops.layer_norm(x.swapaxes(1, 2), s).swapaxes(1, 2), x, scale
+    )
     for mine, theirs in zip((inner, *pull_inner(g)), (last, *pull_last(g)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_tensors_of_one_shape_are_drawn_independently():
-    params = model.init(config.ModelConfig(64, 2, 16, 64, 8, "per_head", "float32"), jax.random.key(0))
-    square = [b["attention"][n]["kernel"].ravel() for b in params["blocks"].values()
-              for n in ("query", "key", "value", "out")]  # fmt: skip
+    params = model.init(
+        config.ModelConfig(64, 2, 16, 64, 8, "per_head", "float32"), jax.random.key(0)
+    )
+    square = [
+        b["attention"][n]["kernel"].ravel()
+        for b in params["blocks"].values()
+        for n in ("query", "key", "value", "out")
+    ]
     correlation = np.corrcoef(np.stack(square)) - np.eye(8)
     assert np.abs(correlation).max() < 5 / 64  # five standard deviations of 64² independent pairs
 
 
 @pytest.mark.parametrize("shape", [(6, 24), (24, 6), (8, 8)])
 def test_dense_gradients_equal_autodiff(shape):
-    x, g = (np.random.default_rng(i).standard_normal((10, n)).astype(np.float32) for i, n in enumerate(shape))
+    x, g = (
+        np.random.default_rng(i).standard_normal((10, n)).astype(np.float32)
+        for i, n in enumerate(shape)
+    )
     w = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
-    for mine, theirs in zip(jax.vjp(ops.dense, x, w)[1](g), jax.vjp(jnp.matmul, x, w)[1](g), strict=True):
+    for mine, theirs in zip(
+        jax.vjp(ops.dense, x, w)[1](g), jax.vjp(jnp.matmul, x, w)[1](g), strict=True
+    ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -233,5 +288,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     params, tokens = scrambled(CONFIG), np.zeros((2, 12), int)
     low, _ = model.apply(c, params, tokens)
     full, _ = model.apply(CONFIG, params, tokens)
-    assert low.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert low.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(params)} == {
+        jnp.dtype("float32")
+    }
     assert 1e-4 < np.abs(low - full).max() < 0.2

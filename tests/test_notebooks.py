@@ -19,21 +19,41 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 SMOKE = {"scale": "smoke", "train": True, "publish": True, "overrides": {}}
 PAPER = [figure for figure in FIGURES.values() if figure.section not in ("00", "10")]
-EXECUTED = [p for scale in protocol.scales() for p in sorted((ROOT / "papermill_runs" / scale).glob("[0-9]*.ipynb"))]
+EXECUTED = [
+    p
+    for scale in protocol.scales()
+    for p in sorted((ROOT / "papermill_runs" / scale).glob("[0-9]*.ipynb"))
+]
 
 
 def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path):
     """nbval on the committed smoke notebooks: every cell runs, checked cells print what they printed."""
     executed = [p for p in EXECUTED if p.parent.name == "smoke"]
     assert [p.stem for p in executed] == [p.stem for p in SOURCES]
-    outputs = {f"PROXIES_{k.upper()}": str(tmp_path / k) for k in ("store", "figures", "papermill_runs")}
+    outputs = {
+        f"PROXIES_{k.upper()}": str(tmp_path / k) for k in ("store", "figures", "papermill_runs")
+    }
     with notebooks._quiet_kernel():
-        command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "-p", "no:cacheprovider", "--nbval-cell-timeout=300",
-                   *reversed([str(p) for p in executed])]  # fmt: skip
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ | outputs, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--nbval-lax",
+            "-p",
+            "no:cacheprovider",
+            "--nbval-cell-timeout=300",
+            *reversed([str(p) for p in executed]),
+        ]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | outputs, capture_output=True, text=True
+        )
     assert done.returncode == 0, done.stdout[-4000:]
     asked = {run for path in SOURCES for runs in notebooks.runs_of(path, SMOKE) for run in runs}
-    assert len(list((tmp_path / "store").rglob("*.npz"))) == len(asked) and (tmp_path / "figures/smoke").exists()
+    assert (
+        len(list((tmp_path / "store").rglob("*.npz"))) == len(asked)
+        and (tmp_path / "figures/smoke").exists()
+    )
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -41,7 +61,9 @@ def test_executed_notebooks_hold_the_source_that_is_committed(path):
     source = jupytext.read(ROOT / "notebooks" / f"{path.stem}.py")
     executed = nbformat.read(path, as_version=4)
     mine = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    assert [(c.cell_type, c.source) for c in mine] == [(c.cell_type, c.source) for c in source.cells]
+    assert [(c.cell_type, c.source) for c in mine] == [
+        (c.cell_type, c.source) for c in source.cells
+    ]
     assert all(c.execution_count for c in mine if c.cell_type == "code")
     text = path.read_text()
     assert not re.search(r"/(home|root|tmp|work|Users)/", text) and "Traceback" not in text
@@ -53,7 +75,9 @@ def test_notebooks_stay_thin(path):
     assert len(path.read_text().splitlines()) <= 170
     for source in code:
         assert len(source.splitlines()) <= 12
-        assert not any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in ast.walk(ast.parse(source)))
+        assert not any(
+            isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in ast.walk(ast.parse(source))
+        )
 
 
 @pytest.mark.parametrize("name", ["01_attention_logit_growth", "07_predicting_logit_growth"])
@@ -65,14 +89,26 @@ def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(nam
         "    if cell.cell_type == 'code': exec(cell.source, globals())\n"
         "print(len(table), 'rows')"
     )
-    where = {"PROXIES_PAPERMILL_RUNS": str(ROOT / "papermill_runs"), "PROXIES_STORE": str(tmp_path / "none"),
-             "PROXIES_CACHE": str(tmp_path / "cache"), "PROXIES_FIGURES": str(tmp_path / "figures"),
-             "MPLBACKEND": "agg"}  # fmt: skip
+    where = {
+        "PROXIES_PAPERMILL_RUNS": str(ROOT / "papermill_runs"),
+        "PROXIES_STORE": str(tmp_path / "none"),
+        "PROXIES_CACHE": str(tmp_path / "cache"),
+        "PROXIES_FIGURES": str(tmp_path / "figures"),
+        "MPLBACKEND": "agg",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=os.environ | where
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | where,
     )
     assert done.returncode == 0, done.stderr
-    assert "0 to train" in done.stdout and "matched by configuration" in done.stdout and "rows" in done.stdout
+    assert (
+        "0 to train" in done.stdout
+        and "matched by configuration" in done.stdout
+        and "rows" in done.stdout
+    )
     assert not list(tmp_path.iterdir())  # reading writes nothing
 
 
@@ -80,7 +116,10 @@ def test_a_run_that_serves_two_methods_has_a_row_in_each(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     first, second = notebooks.runs_of(notebooks.choose(["00"])[0], SMOKE)[0][:2]
     table, _ = report.collect({"a": [first, second], "b": [second]}, protocol.study("smoke"))
-    assert table["method"].tolist() == ["a", "a", "b"] and table["lr"].nunique() + table["seed"].nunique() == 3
+    assert (
+        table["method"].tolist() == ["a", "a", "b"]
+        and table["lr"].nunique() + table["seed"].nunique() == 3
+    )
     assert table["key"].tolist()[1:] == table["key"].tolist()[1:2] * 2
 
 
@@ -90,7 +129,10 @@ def test_readme_shows_the_laptop_scoreboard(monkeypatch):
     text, board = (ROOT / "README.md").read_text("utf-8"), report.scoreboard("laptop")
     assert report.verdict_table(board, "laptop") in text and report.tally(board) in text
     links = re.findall(r"\]\(((?:figures|papermill_runs)/[^)]+)\)", text)
-    assert len(links) >= 3 * len(board) and [link for link in links if not (ROOT / link).exists()] == []
+    assert (
+        len(links) >= 3 * len(board)
+        and [link for link in links if not (ROOT / link).exists()] == []
+    )
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
@@ -107,7 +149,9 @@ def test_the_figures_are_the_papers_29():
     if not facts.exists():
         pytest.skip("the facts of the paper are not beside this checkout")
     rows = re.findall(
-        r"^\| ([0-9]+|[A-Z]\.[0-9]+) \|", facts.read_text("utf-8").split("## 2.")[1].split("## 3.")[0], re.M
+        r"^\| ([0-9]+|[A-Z]\.[0-9]+) \|",
+        facts.read_text("utf-8").split("## 2.")[1].split("## 3.")[0],
+        re.M,
     )
     assert sorted(rows) == sorted(mine)
 
@@ -135,7 +179,9 @@ def test_a_configuration_has_one_style_and_the_methods_of_a_notebook_have_severa
             for other, (style, name) in seen.items():
                 assert other != identity or style == plots.METHODS[method], (method, name)
             seen[identity] = plots.METHODS[method], method
-        styles = [plots.METHODS[method] for method in space["runs"] if not _repeats(space["runs"], method)]
+        styles = [
+            plots.METHODS[method] for method in space["runs"] if not _repeats(space["runs"], method)
+        ]
         assert len(styles) == len(set(styles)), path.stem
 
 
@@ -144,7 +190,10 @@ def _repeats(runs: dict, method: str) -> bool:
 
     def kinds(m):
         swept = {"d_model", "n_layers", "lr", "seed"}
-        return {tuple(item for item in config.flat(run).items() if item[0] not in swept) for run in runs[m]}
+        return {
+            tuple(item for item in config.flat(run).items() if item[0] not in swept)
+            for run in runs[m]
+        }
 
     return any(kinds(method) & kinds(m) for m in list(runs)[: list(runs).index(method)])
 

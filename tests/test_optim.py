@@ -9,7 +9,10 @@ from proxies_lib.science import protocol
 
 
 def hyper(**changes):
-    return {k: jnp.float32(v) for k, v in optim.inputs(config.replace(config.Run(), **changes).hparams).items()}
+    return {
+        k: jnp.float32(v)
+        for k, v in optim.inputs(config.replace(config.Run(), **changes).hparams).items()
+    }
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 30])
@@ -18,7 +21,9 @@ def test_schedule_is_linear_warmup_then_cosine_to_the_absolute_floor(warmup):
     h = {k: jnp.float32(v) for k, v in optim.inputs(run.hparams).items()}
     theirs = optax.warmup_cosine_decay_schedule(0.0, 0.3, warmup, 200, end_value=1e-5)
     for step in (0, 1, 15, 29, 30, 31, 100, 199, 200, 250):
-        assert float(0.3 * optim.schedule(step, h)) == pytest.approx(float(theirs(step)), rel=1e-4, abs=1e-8), step
+        assert float(0.3 * optim.schedule(step, h)) == pytest.approx(
+            float(theirs(step)), rel=1e-4, abs=1e-8
+        ), step
 
 
 def descend_n(h, params, grads_of, n):
@@ -30,7 +35,10 @@ def descend_n(h, params, grads_of, n):
 
 
 def grads_of(step):
-    return {"kernel": jnp.sin(jnp.arange(6.0) + step).reshape(2, 3), "scale": jnp.cos(jnp.arange(3.0) * (step + 1))}
+    return {
+        "kernel": jnp.sin(jnp.arange(6.0) + step).reshape(2, 3),
+        "scale": jnp.cos(jnp.arange(3.0) * (step + 1)),
+    }
 
 
 PARAMS = {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "scale": jnp.ones(3)}
@@ -39,7 +47,9 @@ PARAMS = {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "scale": jnp.ones(3)}
 def test_coupled_decay_is_optax_adamw():
     h = hyper(decay="coupled", weight_decay=0.1, lr=0.01, steps=1000, warmup_steps=10, log_every=1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 0.01, 10, 1000, end_value=1e-5)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.95, 1e-8, weight_decay=0.1))
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.95, 1e-8, weight_decay=0.1)
+    )
     theirs, state = PARAMS, tx.init(PARAMS)
     for step in range(20):
         updates, state = tx.update(grads_of(step), state, theirs)
@@ -52,7 +62,15 @@ def test_independent_decay_does_not_see_the_learning_rate():
     """With no gradient, θ shrinks by Π(1 − s_t·λ) whatever the LR, on every tensor."""
     zero = lambda step: jax.tree.map(jnp.zeros_like, PARAMS)  # noqa: E731
     for lr in (0.01, 0.3):
-        h = hyper(decay="independent", weight_decay=1e-2, lr=lr, min_lr=0.0, steps=1000, warmup_steps=10, log_every=1)
+        h = hyper(
+            decay="independent",
+            weight_decay=1e-2,
+            lr=lr,
+            min_lr=0.0,
+            steps=1000,
+            warmup_steps=10,
+            log_every=1,
+        )
         expected = np.prod([1 - 1e-2 * float(optim.schedule(t, h)) for t in range(30)])
         shrunk = descend_n(h, PARAMS, zero, 30)
         for name, value in shrunk.items():
@@ -71,7 +89,9 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
     big = jax.tree.map(lambda g: 1e3 * g, grads_of(1))
     delta, _ = optim.adam(h).update(big, optim.adam(h).init(PARAMS))
     clipped = jax.tree.map(lambda g: g * 0.5 / optax.tree.norm(big), big)
-    jax.tree.map(lambda d, g: np.testing.assert_allclose(d, g / (np.abs(g) + 1.0), rtol=1e-4), delta, clipped)
+    jax.tree.map(
+        lambda d, g: np.testing.assert_allclose(d, g / (np.abs(g) + 1.0), rtol=1e-4), delta, clipped
+    )
 
 
 def test_a_tensors_own_learning_rate_leaves_decay_alone():
@@ -82,7 +102,9 @@ def test_a_tensors_own_learning_rate_leaves_decay_alone():
     def moved(**changes):
         h = hyper(weight_decay=1e-2, lr=0.1, **changes)
         delta = jax.tree.map(jnp.ones_like, small)
-        stepped, decayed = (optim.descend(small, d, 2500, h) for d in (delta, jax.tree.map(jnp.zeros_like, small)))
+        stepped, decayed = (
+            optim.descend(small, d, 2500, h) for d in (delta, jax.tree.map(jnp.zeros_like, small))
+        )
         return jax.tree.map(lambda d, s: float(jnp.mean(d - s)), decayed, stepped), decayed
 
     normal, decayed = moved()
@@ -104,7 +126,9 @@ def test_without_epsilon_an_unseen_gradient_moves_nothing():
     gradient = {"kernel": jnp.array([[0.0, 1e-12], [-1e-30, 2.0]])}
     params = jax.tree.map(jnp.ones_like, gradient)
     delta, state = optim.adam(h).update(gradient, optim.adam(h).init(params))
-    np.testing.assert_allclose(delta["kernel"], [[0, 1], [0, 1]], atol=1e-6)  # (1e-30)² underflows: v is 0 there
+    np.testing.assert_allclose(
+        delta["kernel"], [[0, 1], [0, 1]], atol=1e-6
+    )  # (1e-30)² underflows: v is 0 there
     flipped = {"kernel": jnp.array([[0.0, -1e-12], [0.0, 2.0]])}
     delta, _ = optim.adam(h).update(flipped, state)
     assert np.isfinite(delta["kernel"]).all() and delta["kernel"][0, 0] == 0
@@ -137,7 +161,9 @@ def test_what_is_observed_of_adam():
         (1, {"embed": 0.1 * g["embed"]}, {"embed": 0.05 * g["embed"]}),
     )
     seen = optim.observe(3, g, last, {"embed": jnp.array([0.0, 1.4, -9.0, 0.2])}, moments, h)
-    np.testing.assert_allclose(seen["ratio/embed"], [0, 0.5, 0.5], atol=1e-6)  # r is 1, 1, 0, 0; bins end at ±0.5
+    np.testing.assert_allclose(
+        seen["ratio/embed"], [0, 0.5, 0.5], atol=1e-6
+    )  # r is 1, 1, 0, 0; bins end at ±0.5
     np.testing.assert_allclose(seen["update/embed"], [0.25, 0.5, 0.25], atol=1e-6)
     assert float(seen["gradient_cosine/embed"]) == 0 and float(seen["zero_gradients/embed"]) == 0.5
 

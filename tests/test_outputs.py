@@ -13,8 +13,18 @@ from proxies_lib.runs import provenance, tables
 from proxies_lib.science import claims, outputs, protocol, report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-VERDICT = {"claim": "c", "figure": "1", "statement": "s", "measure": "m", "effect": 2.0, "lo": 1.5, "hi": 2.5,
-           "n": 3, "verdict": claims.HOLDS, "note": ""}  # fmt: skip
+VERDICT = {
+    "claim": "c",
+    "figure": "1",
+    "statement": "s",
+    "measure": "m",
+    "effect": 2.0,
+    "lo": 1.5,
+    "hi": 2.5,
+    "n": 3,
+    "verdict": claims.HOLDS,
+    "note": "",
+}
 
 
 @pytest.fixture
@@ -27,7 +37,9 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_plain_run_writes_beside_what_is_published_and_publishing_replaces_it(project, monkeypatch):
+def test_a_plain_run_writes_beside_what_is_published_and_publishing_replaces_it(
+    project, monkeypatch
+):
     study = protocol.study("laptop", train=True)
     report.publish([VERDICT], "01", study)
     own = project / "papermill_runs/local/laptop/claims.csv"
@@ -59,15 +71,20 @@ def test_two_protocols_of_one_label_are_refused_and_one_goes_on(project):
     outputs.claim(protocol.study("smoke", zero, train=True), "def")
     path = project / "papermill_runs/local/smoke-mine/protocol.json"
     assert json.loads(path.read_text()) == {
-        "label": "smoke-mine", "scale": "smoke", "overrides": {"z_loss": 0}, "commit": "def",
-    }  # fmt: skip
+        "label": "smoke-mine",
+        "scale": "smoke",
+        "overrides": {"z_loss": 0},
+        "commit": "def",
+    }
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"label='smoke-mine': holds another protocol \(z_loss=0\)"):
         outputs.claim(protocol.study("smoke", tenth, train=True), "def")
     assert path.read_bytes() == before
     path.write_text("[]")
     outputs.claim(protocol.study("smoke", tenth, train=True), "def")
-    assert json.loads(path.read_text())["overrides"] == {"z_loss": 0.1}, "a damaged one is written again"
+    assert json.loads(path.read_text())["overrides"] == {"z_loss": 0.1}, (
+        "a damaged one is written again"
+    )
 
 
 def test_publishing_needs_committed_code_and_runs_of_committed_code():
@@ -75,7 +92,9 @@ def test_publishing_needs_committed_code_and_runs_of_committed_code():
         with pytest.raises(UserError, match="publish: the code is not committed"):
             outputs.require_committed(commit)
     runs = pd.DataFrame({"commit": ["abc", "abc" + provenance.CHANGED, "def"]})
-    with pytest.raises(UserError, match="publish: 1 of 3 runs were trained by code that is not committed"):
+    with pytest.raises(
+        UserError, match="publish: 1 of 3 runs were trained by code that is not committed"
+    ):
         outputs.require_committed("abc", runs)
     outputs.require_committed("abc", runs.iloc[[0, 2]])
 
@@ -105,12 +124,19 @@ def test_a_prediction_cut_short_is_made_again(project):
 
 
 def test_training_predicts_anew_whatever_is_published_and_reading_shows_it(project, monkeypatch):
-    fitted, frames = pd.DataFrame({"key": ["a"]}), [pd.DataFrame({"lr": [0.1], "predicted": [x]}) for x in (1.0, 2.0)]
+    fitted, frames = (
+        pd.DataFrame({"key": ["a"]}),
+        [pd.DataFrame({"lr": [0.1], "predicted": [x]}) for x in (1.0, 2.0)],
+    )
     monkeypatch.setenv(outputs.PUBLISH, "1")
     report.predict(frames[0], fitted, 0, protocol.study("smoke", train=True))
     monkeypatch.delenv(outputs.PUBLISH)
-    assert report.predict(frames[1], fitted, 0, protocol.study("smoke"))["predicted"].tolist() == [1.0]
-    assert report.predict(frames[1], fitted, 0, protocol.study("smoke", train=True))["predicted"].tolist() == [2.0]
+    assert report.predict(frames[1], fitted, 0, protocol.study("smoke"))["predicted"].tolist() == [
+        1.0
+    ]
+    assert report.predict(frames[1], fitted, 0, protocol.study("smoke", train=True))[
+        "predicted"
+    ].tolist() == [2.0]
 
 
 def test_links_of_a_scoreboard_lead_from_where_it_is_read(project, monkeypatch):
@@ -119,17 +145,23 @@ def test_links_of_a_scoreboard_lead_from_where_it_is_read(project, monkeypatch):
         (project / folder).mkdir(parents=True)
     (project / "notebooks/01_a.py").touch()
     (project / "figures/laptop/fig01_lr_sensitivity.png").touch()
-    assert "](../../../figures/laptop/fig01_lr_sensitivity.png)" in report.verdict_table(rows, "laptop", up="../../")
+    assert "](../../../figures/laptop/fig01_lr_sensitivity.png)" in report.verdict_table(
+        rows, "laptop", up="../../"
+    )
     (project / "figures/local/laptop").mkdir(parents=True)
     (project / "figures/local/laptop/fig01_lr_sensitivity.png").touch()
     own = report.verdict_table(rows, "laptop", up="../../")
     assert "](../../../figures/local/laptop/fig01_lr_sensitivity.png)" in own
     assert "](../../../papermill_runs/local/laptop/01_a.ipynb)" in own
     monkeypatch.setenv(outputs.PUBLISH, "1")
-    assert "](../../figures/laptop/fig01_lr_sensitivity.png)" in report.verdict_table(rows, "laptop", up="../../")
+    assert "](../../figures/laptop/fig01_lr_sensitivity.png)" in report.verdict_table(
+        rows, "laptop", up="../../"
+    )
 
 
-def test_own_results_are_compared_with_the_published_ones_of_the_same_label(project, monkeypatch, capsys):
+def test_own_results_are_compared_with_the_published_ones_of_the_same_label(
+    project, monkeypatch, capsys
+):
     from proxies_lib import cli
 
     study = protocol.study("laptop", train=True)
@@ -141,7 +173,11 @@ def test_own_results_are_compared_with_the_published_ones_of_the_same_label(proj
     assert "same verdict: 0 of 1" in capsys.readouterr().out
     assert cli.main(["claims", "--against", "laptop", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)[0]
-    assert (row["verdict"], row["verdict_other"], row["same"]) == (claims.HOLDS, claims.FAILS, False)
+    assert (row["verdict"], row["verdict_other"], row["same"]) == (
+        claims.HOLDS,
+        claims.FAILS,
+        False,
+    )
 
 
 def test_trying_the_project_leaves_a_fresh_clone_clean(tmp_path):
@@ -154,7 +190,9 @@ def test_trying_the_project_leaves_a_fresh_clone_clean(tmp_path):
     command = [sys.executable, "-m", "proxies_lib.cli", "run", "00", "--scale", "smoke"]
     done = subprocess.run(command, cwd=clone, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True)
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True
+    )
     assert status.stdout == ""
     assert (clone / "papermill_runs/local/smoke/00_overview.ipynb").exists()
     table, _ = tables.exported(clone / "papermill_runs/local/smoke")

@@ -13,9 +13,19 @@ from proxies_lib.runs import store, sweep, tables
 
 
 def meta(run, fingerprint="f1", loss=1.5):
-    result = {"final_loss": loss, "init_loss": 4.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
-    return {"key": config.key(run, fingerprint), "config": config.flat(run), "result": result,
-            "provenance": {"fingerprint": fingerprint, "jax": "0"}}  # fmt: skip
+    result = {
+        "final_loss": loss,
+        "init_loss": 4.0,
+        "diverged": False,
+        "diverged_step": -1,
+        "train_seconds": 1.0,
+    }
+    return {
+        "key": config.key(run, fingerprint),
+        "config": config.flat(run),
+        "result": result,
+        "provenance": {"fingerprint": fingerprint, "jax": "0"},
+    }
 
 
 CURVES = {"step": np.arange(3, dtype=np.int32), "grad_rms/a": np.array([1, 2, np.nan], np.float32)}
@@ -33,7 +43,9 @@ def test_a_record_comes_back_as_written_and_nothing_else_is_left(tmp_path, smoke
         np.testing.assert_array_equal(curves[name], values)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:200] + b"X" + b[201:], lambda b: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:200] + b"X" + b[201:], lambda b: b""]
+)
 def test_a_damaged_record_counts_as_missing(tmp_path, smoke, damage):
     path = store.write(tmp_path, meta(smoke), CURVES)
     path.write_bytes(damage(path.read_bytes()))
@@ -81,10 +93,17 @@ def test_export_replaces_equal_recipes_and_keeps_other_runs(tmp_path, smoke):
     for fingerprint, run in (("f1", smoke), ("f1", replace(smoke, seed=1)), ("f2", smoke)):
         folder = tmp_path / fingerprint / str(run.order.seed)
         store.write(folder, meta(run, fingerprint), CURVES)
-        tables.export(*tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")
-        tables.export(*tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out")  # and again
+        tables.export(
+            *tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out"
+        )
+        tables.export(
+            *tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out"
+        )  # and again
     runs, curves = tables.exported(tmp_path / "out")
-    assert sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")] and len(curves) == 6
+    assert (
+        sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")]
+        and len(curves) == 6
+    )
 
 
 def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(tmp_path, smoke):
@@ -93,7 +112,8 @@ def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(t
     older = runs.drop(columns=["kappa"])  # written before the field existed
     stale = runs.assign(recipe="of another schema", key="other")
     paths.write_atomically(
-        tmp_path / "out" / "runs.parquet", pd.concat([older, stale.drop(columns=["kappa"])]).to_parquet()
+        tmp_path / "out" / "runs.parquet",
+        pd.concat([older, stale.drop(columns=["kappa"])]).to_parquet(),
     )
     paths.write_atomically(tmp_path / "out" / "curves.parquet", curves.to_parquet())
     assert find([smoke], tmp_path / "empty", tmp_path / "out")[0].layer == "table"
@@ -106,7 +126,12 @@ def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(t
 
 def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, smoke):
     values = np.array([np.pi, -1e-30, np.nan, np.inf, 0.0], np.float32)
-    curves = {"step": np.arange(5, dtype=np.int32), "loss": values, "param_rms/a": values, "grad_rms/n/scale": values}
+    curves = {
+        "step": np.arange(5, dtype=np.int32),
+        "loss": values,
+        "param_rms/a": values,
+        "grad_rms/n/scale": values,
+    }
     store.write(tmp_path, meta(smoke), curves)
     tables.export(*tables.table(find([smoke], tmp_path), tmp_path), tmp_path / "out")
     _, exported = tables.exported(tmp_path / "out")
@@ -119,7 +144,9 @@ def fill(folder, runs, **options):
         i = run.order.seed
         curves = CURVES | ({"grad_rms/b": np.array([-0.0, np.inf, i], np.float32)} if i % 2 else {})
         store.write(folder, meta(run, loss=float("nan") if i == 1 else float(i), **options), curves)
-    return {meta(run, **options)["key"]: store.read(folder, meta(run, **options)["key"]) for run in runs}
+    return {
+        meta(run, **options)["key"]: store.read(folder, meta(run, **options)["key"]) for run in runs
+    }
 
 
 def seeds(smoke, n):
@@ -167,7 +194,10 @@ def test_packed_records_and_tables_equal_loose_ones_bit_for_bit(tmp_path, smoke)
     pd.testing.assert_frame_equal(plain[0], packed[0])
     pd.testing.assert_frame_equal(plain[1], packed[1][list(plain[1])])
     both, curves = tables.table(find([runs[3], new, runs[0]], tmp_path), tmp_path)
-    assert both["seed"].tolist() == [3, 9, 0] and list(dict.fromkeys(curves["key"])) == both["key"].tolist()
+    assert (
+        both["seed"].tolist() == [3, 9, 0]
+        and list(dict.fromkeys(curves["key"])) == both["key"].tolist()
+    )
 
 
 def test_a_table_of_some_curves_holds_only_these(tmp_path, smoke):
@@ -189,13 +219,20 @@ def test_a_table_of_some_curves_holds_only_these(tmp_path, smoke):
 
 def test_a_merge_brings_stores_and_packs_together_once(tmp_path, smoke):
     runs = seeds(smoke, 6)
-    records = fill(tmp_path / "a", runs[:3]) | fill(tmp_path / "b", runs[2:5]) | fill(tmp_path / "here", runs[5:])
+    records = (
+        fill(tmp_path / "a", runs[:3])
+        | fill(tmp_path / "b", runs[2:5])
+        | fill(tmp_path / "here", runs[5:])
+    )
     merged([], tmp_path / "b")
     (pack,) = packs(tmp_path / "b")
     sources, here = [tmp_path / "a", pack], tmp_path / "here"
-    before = {p: p.read_bytes() for s in ("a", "b") for p in (tmp_path / s).rglob("*") if p.is_file()}
-    assert "5 runs merged, 1 already there, 1 of its own packed, 0 damaged; the store has 1 packs" in merged(
-        sources, here
+    before = {
+        p: p.read_bytes() for s in ("a", "b") for p in (tmp_path / s).rglob("*") if p.is_file()
+    }
+    assert (
+        "5 runs merged, 1 already there, 1 of its own packed, 0 damaged; the store has 1 packs"
+        in merged(sources, here)
     )
     (first,) = packs(here)
     assert "0 runs merged, 6 already there, 0 of its own packed" in merged(sources, here)
@@ -234,11 +271,16 @@ def test_a_damaged_pack_is_one_line_and_its_runs_are_missing(tmp_path, smoke, ca
     found, (pack,) = find(runs, tmp_path), packs(tmp_path)
     flip(pack)
     assert [f.layer for f in find(runs, tmp_path)] == [""] * 3
-    assert capsys.readouterr().out == f"store: pack {pack.name} is damaged or renamed; its runs count as missing\n"
+    assert (
+        capsys.readouterr().out
+        == f"store: pack {pack.name} is damaged or renamed; its runs count as missing\n"
+    )
     assert store.read(tmp_path, found[0].key) is None
     with pytest.raises(UserError, match="3 of 3 runs were lost or damaged"):
         tables.table(found, tmp_path)
-    assert "0 runs merged, 0 already there, 0 of its own packed, 1 damaged" in merged([pack], tmp_path / "other")
+    assert "0 runs merged, 0 already there, 0 of its own packed, 1 damaged" in merged(
+        [pack], tmp_path / "other"
+    )
     records = fill(tmp_path, runs)  # trained again
     assert "3 of its own packed, 1 damaged" in merged([], tmp_path)
     assert packs(tmp_path) == [pack] and not loose(tmp_path)
@@ -249,14 +291,20 @@ def test_a_merge_leaves_damaged_records_and_small_packs_it_cannot_replace(tmp_pa
     fill(tmp_path, seeds(smoke, 3))
     flip(loose(tmp_path)[1])
     lines = merged([], tmp_path)
-    assert "record" in lines and "2 of its own packed, 1 damaged" in lines and len(loose(tmp_path)) == 1
+    assert (
+        "record" in lines
+        and "2 of its own packed, 1 damaged" in lines
+        and len(loose(tmp_path)) == 1
+    )
 
 
 def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smoke, monkeypatch):
     monkeypatch.setattr(store, "PACK_BYTES", 20_000)
     runs, noise = seeds(smoke, 30), np.random.default_rng(0)
     for run in runs:
-        store.write(tmp_path, meta(run), CURVES | {"noise": noise.standard_normal(3).astype(np.float32)})
+        store.write(
+            tmp_path, meta(run), CURVES | {"noise": noise.standard_normal(3).astype(np.float32)}
+        )
         if run.order.seed % 5 == 4:
             merged([], tmp_path)
     sizes = [p.stat().st_size for p in packs(tmp_path)]
@@ -280,11 +328,16 @@ def test_the_command_merges_and_refuses_what_is_no_store(tmp_path, smoke, capsys
     fill(tmp_path / "a", [smoke])
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.parquet").write_bytes(b"x")
-    for source, words in (("nowhere", "no such file or folder"), ("empty", "is neither a store nor a pack"),
-                          ("x.parquet", "is neither a store nor a pack")):  # fmt: skip
+    for source, words in (
+        ("nowhere", "no such file or folder"),
+        ("empty", "is neither a store nor a pack"),
+        ("x.parquet", "is neither a store nor a pack"),
+    ):
         assert cli.main(["merge", str(tmp_path / source), "--store", str(tmp_path / "target")]) == 2
         out, err = capsys.readouterr()
-        assert not out and err.count("\n") == 1 and words in err and not (tmp_path / "target").exists()
+        assert (
+            not out and err.count("\n") == 1 and words in err and not (tmp_path / "target").exists()
+        )
     assert cli.main(["merge", "--store", str(tmp_path / "target")]) == 2
     assert "store=" in capsys.readouterr().err
     assert cli.main(["merge", str(tmp_path / "a"), "--store", str(tmp_path / "target")]) == 0

@@ -32,7 +32,9 @@ def test_the_plan_counts_equal_runs_once_and_says_what_and_why(tmp_path, runs):
 
 def test_shards_partition_the_plan_without_talking(tmp_path, runs):
     parts = [sweep.plan(runs, tmp_path, shard=(i, 3)).found for i in (1, 2, 3)]
-    assert sorted(f.key for part in parts for f in part) == sorted(f.key for f in sweep.plan(runs, tmp_path).found)
+    assert sorted(f.key for part in parts for f in part) == sorted(
+        f.key for f in sweep.plan(runs, tmp_path).found
+    )
 
 
 def test_a_sweep_trains_what_is_missing_and_only_that(tmp_path, runs, capfd):
@@ -54,11 +56,17 @@ def test_workers_and_lanes_agree_and_workers_do_not_change_bits(tmp_path, runs):
     tables = {}
     for name, options in {"one": {"workers": 1}, "two": {"workers": 2}}.items():
         sweep.run(sweep.plan(runs[:4], tmp_path / name), engine="processes", **options)
-        tables[name], _ = tables.table(list(sweep.plan(runs[:4], tmp_path / name).found), tmp_path / name)
+        tables[name], _ = tables.table(
+            list(sweep.plan(runs[:4], tmp_path / name).found), tmp_path / name
+        )
     sweep.run(sweep.plan(runs[:4], tmp_path / "lanes"), engine="lanes")
-    tables["lanes"], _ = tables.table(list(sweep.plan(runs[:4], tmp_path / "lanes").found), tmp_path / "lanes")
+    tables["lanes"], _ = tables.table(
+        list(sweep.plan(runs[:4], tmp_path / "lanes").found), tmp_path / "lanes"
+    )
     assert tables["one"]["final_loss"].tolist() == tables["two"]["final_loss"].tolist()
-    assert tables["lanes"]["final_loss"].tolist() == pytest.approx(tables["one"]["final_loss"].tolist(), rel=1e-3)
+    assert tables["lanes"]["final_loss"].tolist() == pytest.approx(
+        tables["one"]["final_loss"].tolist(), rel=1e-3
+    )
 
 
 KILLED = """
@@ -89,7 +97,12 @@ def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
     assert 3 <= len(finished) < 18
     subprocess.run(command, cwd=paths.root(), check=True, stdout=subprocess.DEVNULL)
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
-    subprocess.run([*command[:3], str(tmp_path / "whole")], cwd=paths.root(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command[:3], str(tmp_path / "whole")],
+        cwd=paths.root(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     runs = grid(replace(smoke, steps=400), {"lr": LRS, "seed": (0, 1, 2)})
     tables = []
     for folder in (tmp_path / "killed", tmp_path / "whole"):

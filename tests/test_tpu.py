@@ -16,7 +16,8 @@ from proxies_lib.config import UserError
 from proxies_lib.science import figures, protocol
 
 needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra tpu-check) is not installed"
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu (the extra tpu-check) is not installed",
 )
 
 
@@ -27,7 +28,10 @@ def flops(f, *shapes):
 def test_products_are_counted_through_scan_remat_cond_and_custom_gradients():
     once = 2 * 3 * 5 * 7
     assert flops(lambda a, b: a @ b, (3, 5), (5, 7)) == once
-    assert flops(jax.jit(lambda a, b: jnp.einsum("nij,njk->nik", a, b)), (4, 3, 5), (4, 5, 7)) == 4 * once
+    assert (
+        flops(jax.jit(lambda a, b: jnp.einsum("nij,njk->nik", a, b)), (4, 3, 5), (4, 5, 7))
+        == 4 * once
+    )
 
     def layer(x, w):
         return jnp.tanh(x @ w), None
@@ -38,11 +42,16 @@ def test_products_are_counted_through_scan_remat_cond_and_custom_gradients():
     forward, shapes = 11 * 2 * 3 * 5 * 5, ((3, 5), (11, 5, 5))
     assert flops(functools.partial(deep, layer), *shapes) == forward
     assert flops(jax.grad(functools.partial(deep, layer), argnums=1), *shapes) == 3 * forward
-    assert flops(jax.grad(functools.partial(deep, jax.checkpoint(layer)), argnums=1), *shapes) == 4 * forward
+    assert (
+        flops(jax.grad(functools.partial(deep, jax.checkpoint(layer)), argnums=1), *shapes)
+        == 4 * forward
+    )
 
     from proxies_lib.ops import dense
 
-    assert flops(jax.grad(lambda x, w: dense(x, w).sum(), argnums=(0, 1)), (3, 5), (5, 7)) == 3 * once
+    assert (
+        flops(jax.grad(lambda x, w: dense(x, w).sum(), argnums=(0, 1)), (3, 5), (5, 7)) == 3 * once
+    )
 
     def branches(a, b):
         return jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((3, 7)))
@@ -56,7 +65,10 @@ def test_products_of_a_train_step_are_the_models_flops_with_the_masked_half_of_a
     h = {name: jnp.zeros(()) for name in optim.inputs(run.hparams)}
     state = jax.eval_shape(functools.partial(train.init, (m, t)), h, 0)
     tokens = jnp.zeros((t.log_every, t.batch_size, m.seq_len + 1), jnp.int32)
-    counted = tpu.matmul_flops(jax.make_jaxpr(functools.partial(train.chunk, (m, t)))(h, state, tokens)) / t.log_every
+    counted = (
+        tpu.matmul_flops(jax.make_jaxpr(functools.partial(train.chunk, (m, t)))(h, state, tokens))
+        / t.log_every
+    )
     tokens_a_step = t.batch_size * m.seq_len
     full = run.flops / run.hparams.steps + 6 * tokens_a_step * m.n_layers * m.seq_len * m.d_model
     probe = 2 * t.batch_size * m.n_layers * m.seq_len * m.d_model
@@ -85,21 +97,40 @@ def test_the_papers_sizes_have_their_names():
     runs = [tpu.sized(name) for name in names]
     assert [(r.model.d_model, r.model.n_layers) for r in runs] == list(sizes)
     assert [tpu.name_of(r.model.n_params) for r in runs] == names
-    assert tpu.sized("10M") == tpu.sized("9.4M") and tpu.sized("4.8B").model.compute_dtype == "bfloat16"
+    assert (
+        tpu.sized("10M") == tpu.sized("9.4M")
+        and tpu.sized("4.8B").model.compute_dtype == "bfloat16"
+    )
 
 
 @pytest.mark.parametrize("size", ["7B", "5M", "4.8", "", "big", "1e9"])
 def test_other_sizes_are_refused_with_the_list(size):
-    with pytest.raises(UserError, match=rf"size='{re.escape(size)}': must be one of 2.4M, 9.4M, .* 4.8B"):
+    with pytest.raises(
+        UserError, match=rf"size='{re.escape(size)}': must be one of 2.4M, 9.4M, .* 4.8B"
+    ):
         tpu.sized(size)
 
 
 def test_topologies():
     assert tpu.shape_of("v5e:4x4") == ("v5e", (4, 4)) and tpu.shape_of("v6e:1x1") == ("v6e", (1, 1))
-    assert tpu.shape_of("v5p:2x2x1") == ("v5p", (2, 2, 1)) and tpu.shape_of("v4:4x4x8") == ("v4", (4, 4, 8))
+    assert tpu.shape_of("v5p:2x2x1") == ("v5p", (2, 2, 1)) and tpu.shape_of("v4:4x4x8") == (
+        "v4",
+        (4, 4, 8),
+    )
     for kind, chip in tpu.CHIPS.items():
         assert all(tpu.shape_of(f"{kind}:{shape}")[0] == kind for shape in chip.slices)
-    for bad in ("v5e", "v5e:4", "v5e:3x3", "v5e:2x2x2", "v5p:2x2", "v5p:1x1x1", "v9:2x2", "v5e:32x16", "v5e:0x2", ""):
+    for bad in (
+        "v5e",
+        "v5e:4",
+        "v5e:3x3",
+        "v5e:2x2x2",
+        "v5p:2x2",
+        "v5p:1x1x1",
+        "v9:2x2",
+        "v5e:32x16",
+        "v5e:0x2",
+        "",
+    ):
         with pytest.raises(UserError, match="topology=.*must be v5e:NxM"):
             tpu.shape_of(bad)
 
@@ -124,12 +155,17 @@ def test_costs_add_up(scale):
         own = parts.set_index("section").loc[section]
         assert (drawn["flops"] <= own["flops"]).all() and (drawn["runs"] > 0).all()
     by_size = costs.cost_by_size(scale)
-    assert by_size["runs"].sum() == total["runs"] and by_size["flops"].sum() == pytest.approx(total["flops"])
+    assert by_size["runs"].sum() == total["runs"] and by_size["flops"].sum() == pytest.approx(
+        total["flops"]
+    )
 
 
 def test_the_page_shows_what_the_code_says():
     page = (pathlib.Path(tpu.__file__).parents[1] / tpu.PAGE).read_text("utf-8")
-    assert all(costs.costs_table(scale) in page for scale in protocol.scales()) and costs.sizes_table("paper") in page
+    assert (
+        all(costs.costs_table(scale) in page for scale in protocol.scales())
+        and costs.sizes_table("paper") in page
+    )
     assert tpu.slices_table() in page
 
 
@@ -144,9 +180,16 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch, capsys):
 
 @needs_compiler
 def test_a_small_model_compiles_for_a_slice():
-    command = [sys.executable, "-m", "proxies_lib.cli", *"tpu-check --size 2.4M --topology v5e:2x2 --json".split()]
+    command = [
+        sys.executable,
+        "-m",
+        "proxies_lib.cli",
+        *"tpu-check --size 2.4M --topology v5e:2x2 --json".split(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=paths.root())
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
-    assert row["chips"] == 4 and row["verdict"] == "fits" and 0 < row["need_gib"] < row["memory_gib"]
+    assert (
+        row["chips"] == 4 and row["verdict"] == "fits" and 0 < row["need_gib"] < row["memory_gib"]
+    )
     assert row["step_flops"] > row["model_flops"] > 8e12 and row["versions"]["libtpu"]

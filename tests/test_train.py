@@ -28,12 +28,20 @@ def same(a: dict, b: dict):
 
 def test_training_learns_the_structure_and_stays_above_the_entropy_floor():
     run = replace(
-        protocol.scales()["smoke"].base, d_model=16, n_layers=1, steps=600, warmup_steps=30, lr=0.03, batch_size=16
+        protocol.scales()["smoke"].base,
+        d_model=16,
+        n_layers=1,
+        steps=600,
+        warmup_steps=30,
+        lr=0.03,
+        batch_size=16,
     )
     result = Trainer(*run.program).train([run], SYNTHETIC)[0]
     p = data.zipf(64)
     unigram, floor = -np.sum(p * np.log(p)), data.synthetic_entropy(64, run.model.seq_len)
-    assert floor < result["final_loss"] < unigram - 0.1  # more than token frequencies: attention found the copies
+    assert (
+        floor < result["final_loss"] < unigram - 0.1
+    )  # more than token frequencies: attention found the copies
     assert result["init_loss"] > np.log(64)
 
 
@@ -47,13 +55,31 @@ def test_hyperparameters_are_inputs_one_program_serves_them_all(trainer, smoke):
     """No compilation happens when anything that is not a shape changes."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
+        lambda name, *_, **__: (
+            compiled.append(name) if name.endswith("backend_compile_duration") else None
+        )
     )
-    changes = [{"lr": 0.3}, {"decay": "coupled", "weight_decay": 0.1}, {"z_loss": 0.0}, {"eps": 1e-6}, {"b2": 0.99},
-               {"warmup_steps": 10}, {"seed": 3}, {"steps": 20}, {"clip_norm": 0.1}, {"min_lr": 1e-3},
-               {"linear_lr": 0.5}, {"head_init": 0.5}, {"query_init": 0.0}, {"attention_power": 1.0},
-               {"lr_scaling": "rms"}, {"embedding_gradient": 0.01}]  # fmt: skip
-    losses = {trainer.train([replace(smoke, **change)], SYNTHETIC)[0]["final_loss"] for change in changes}
+    changes = [
+        {"lr": 0.3},
+        {"decay": "coupled", "weight_decay": 0.1},
+        {"z_loss": 0.0},
+        {"eps": 1e-6},
+        {"b2": 0.99},
+        {"warmup_steps": 10},
+        {"seed": 3},
+        {"steps": 20},
+        {"clip_norm": 0.1},
+        {"min_lr": 1e-3},
+        {"linear_lr": 0.5},
+        {"head_init": 0.5},
+        {"query_init": 0.0},
+        {"attention_power": 1.0},
+        {"lr_scaling": "rms"},
+        {"embedding_gradient": 0.01},
+    ]
+    losses = {
+        trainer.train([replace(smoke, **change)], SYNTHETIC)[0]["final_loss"] for change in changes
+    }
     assert len(losses) == len(changes) and not compiled
     Trainer(*replace(smoke, d_model=16).program)
     assert len(compiled) == 3  # start, advance, judge: the listener does see compilations
@@ -63,7 +89,11 @@ def test_divergence_is_data(trainer, smoke):
     result = trainer.train([replace(smoke, lr=1e30, z_loss=0.0)], SYNTHETIC)[0]
     assert result["diverged"] and np.isnan(result["final_loss"])
     points = len(result["curves"]["loss"])
-    assert points == result["diverged_step"] // smoke.train.log_every + 1 < smoke.hparams.steps // smoke.train.log_every
+    assert (
+        points
+        == result["diverged_step"] // smoke.train.log_every + 1
+        < smoke.hparams.steps // smoke.train.log_every
+    )
     assert np.isfinite(result["curves"]["loss"][: points - 1]).all()
 
 
@@ -82,12 +112,20 @@ def test_a_call_is_as_long_as_small_runs_need_and_ends_with_the_run():
     for scale, study in protocol.scales().items():
         for d, n in study.sizes:
             run = replace(study.base, d_model=d, n_layers=n)
-            points, flops = layout_alone(run).points, run.flops / run.hparams.steps * run.train.log_every
-            assert 1 <= points <= MAX_POINTS and run.hparams.steps % (points * run.train.log_every) == 0
+            points, flops = (
+                layout_alone(run).points,
+                run.flops / run.hparams.steps * run.train.log_every,
+            )
+            assert (
+                1 <= points <= MAX_POINTS
+                and run.hparams.steps % (points * run.train.log_every) == 0
+            )
             assert points == 1 or points * flops <= FLOPS_OF_CALL
             assert points > 1 if scale in ("smoke", "laptop") else points == 1
     base = protocol.scales()["laptop"].base
-    assert len({layout_alone(replace(base, steps=k * base.hparams.steps)) for k in (1, 2, 8)}) == 1, "one program"
+    assert (
+        len({layout_alone(replace(base, steps=k * base.hparams.steps)) for k in (1, 2, 8)}) == 1
+    ), "one program"
     assert layout_alone(replace(base, steps=7 * base.train.log_every, warmup_steps=1)).points == 1
 
 
@@ -100,27 +138,41 @@ def test_lanes_do_not_see_their_neighbours(smoke):
     broken = lanes.train([replace(smoke, lr=1e30, z_loss=0.0), others[0], mine], SYNTHETIC)
     same(alone, broken[2])
     assert broken[0]["diverged"] and not broken[1]["diverged"]
-    assert len(broken[0]["curves"]["loss"]) == broken[0]["diverged_step"] // smoke.train.log_every + 1
+    assert (
+        len(broken[0]["curves"]["loss"]) == broken[0]["diverged_step"] // smoke.train.log_every + 1
+    )
 
 
 def test_lanes_agree_with_one_run_at_a_time(trainer, smoke):
     one = trainer.train([smoke], SYNTHETIC)[0]
     lane = Trainer(*smoke.program, Layout(lanes=2)).train([smoke], SYNTHETIC)[0]
     for name in one["curves"]:
-        np.testing.assert_allclose(one["curves"][name], lane["curves"][name], rtol=2e-3, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            one["curves"][name], lane["curves"][name], rtol=2e-3, atol=1e-6, err_msg=name
+        )
 
 
 def test_curves_hold_taps_and_tensor_statistics_by_name(trainer, smoke):
     curves = trainer.train([smoke], SYNTHETIC)[0]["curves"]
-    for name in ("loss", "gradient_norm", "max_attention_logit/0", "block_rms/0", "mean_output_logit", "qk_cosine/0",
-                 "grad_rms/blocks/0/mlp_in/kernel", "update_rms/embed/embedding", "param_rms/head/kernel"):  # fmt: skip
+    for name in (
+        "loss",
+        "gradient_norm",
+        "max_attention_logit/0",
+        "block_rms/0",
+        "mean_output_logit",
+        "qk_cosine/0",
+        "grad_rms/blocks/0/mlp_in/kernel",
+        "update_rms/embed/embedding",
+        "param_rms/head/kernel",
+    ):
         assert curves[name].shape == curves["step"].shape and np.isfinite(curves[name]).all(), name
     assert curves["step"].tolist() == list(range(4, 40, 5))
     squares = sum(
-        (curves[n].astype(float) ** 2)[-1] * size
-        for n, size in tensor_sizes(smoke).items()
-    )  # fmt: skip
-    assert curves["gradient_norm"][-1] >= np.sqrt(squares) * 0.999  # the largest of the chunk against its last step
+        (curves[n].astype(float) ** 2)[-1] * size for n, size in tensor_sizes(smoke).items()
+    )
+    assert (
+        curves["gradient_norm"][-1] >= np.sqrt(squares) * 0.999
+    )  # the largest of the chunk against its last step
 
 
 def tensor_sizes(run):
@@ -128,4 +180,6 @@ def tensor_sizes(run):
 
     shapes = jax.eval_shape(lambda: model.init(run.model, jax.random.key(0)))
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    return {"grad_rms/" + jax.tree_util.keystr(p, simple=True, separator="/"): s.size for p, s in leaves}
+    return {
+        "grad_rms/" + jax.tree_util.keystr(p, simple=True, separator="/"): s.size for p, s in leaves
+    }

@@ -37,13 +37,22 @@ def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
     step) and print a table, or JSON lines with the machine's description."""
     part = part or ("step" if settings.platform_of_jax() == "cpu" else "lanes")
     if part in ON_ONE_CORE:  # a fresh process: threads are set before JAX starts
-        command = [sys.executable, "-m", "proxies_lib.budget.bench", part, str(seconds), "json" if as_json else "table"]
+        command = [
+            sys.executable,
+            "-m",
+            "proxies_lib.budget.bench",
+            part,
+            str(seconds),
+            "json" if as_json else "table",
+        ]
         subprocess.run(command, env=os.environ | settings.ONE_THREAD_AT_START, check=True)
         return
     measure = {
-        "lanes": lambda: measure_lanes(seconds), "checkpoint": lambda: measure_checkpoint(seconds),
-        "sweep": lambda: measure_sweep(SHAPES), "store": lambda: measure_store(counts),
-    }  # fmt: skip
+        "lanes": lambda: measure_lanes(seconds),
+        "checkpoint": lambda: measure_checkpoint(seconds),
+        "sweep": lambda: measure_sweep(SHAPES),
+        "store": lambda: measure_store(counts),
+    }
     show(part, measure[part](), as_json)
 
 
@@ -55,20 +64,39 @@ def show(title: str, rows, as_json: bool):
             continue
         if not i:
             at = provenance.provenance()
-            print(f"{title}: {at['device']}, {os.cpu_count()} cores, jax {at['jax']}, commit {at['commit']}")
+            print(
+                f"{title}: {at['device']}, {os.cpu_count()} cores, jax {at['jax']}, commit {at['commit']}"
+            )
             print("  ".join(f"{name:>{max(len(name), 9)}}" for name in row))
-        print("  ".join(f"{_short(value):>{max(len(name), 9)}}" for name, value in row.items()), flush=True)
+        print(
+            "  ".join(f"{_short(value):>{max(len(name), 9)}}" for name, value in row.items()),
+            flush=True,
+        )
 
 
 def _short(value) -> str:
-    return f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else f"{value:.3g}" if isinstance(
-        value, float) else str(value)  # fmt: skip
+    return (
+        f"{value:,.0f}"
+        if isinstance(value, float) and abs(value) >= 1000
+        else f"{value:.3g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def bench_run(shape: tuple[int, int], **changes) -> config.Run:
     """The run that is measured at (d, L), in the sizes in which the peers were measured."""
-    base = config.replace(protocol.scales()["laptop"].base, data="synthetic", d_model=shape[0], n_layers=shape[1])
-    sizes = {"d_head": 16, "vocab_size": 1024, "seq_len": 64, "batch_size": 16, "log_every": 10, "steps": 320}
+    base = config.replace(
+        protocol.scales()["laptop"].base, data="synthetic", d_model=shape[0], n_layers=shape[1]
+    )
+    sizes = {
+        "d_head": 16,
+        "vocab_size": 1024,
+        "seq_len": 64,
+        "batch_size": 16,
+        "log_every": 10,
+        "steps": 320,
+    }
     return config.replace(base, **(sizes | {"warmup_steps": 16} | changes))
 
 
@@ -84,11 +112,16 @@ class _Training:
         self.steps = layout.points * run.train.log_every
         lead = (layout.lanes,) if layout.lanes else ()
         everywhere = self.trainer.shardings()
-        numbers = {name: np.full(lead, value, np.float32) for name, value in optim.inputs(run.hparams).items()}
+        numbers = {
+            name: np.full(lead, value, np.float32)
+            for name, value in optim.inputs(run.hparams).items()
+        }
         self.h = {name: self.trainer.put(value, everywhere) for name, value in numbers.items()}
         dataset = datasets.open_dataset(run.data, run.model.vocab_size)
         self.tokens = self.trainer.tokens(dataset, [run.order] * max(layout.lanes, 1), 0)
-        self.state = self.trainer.start(self.h, self.trainer.put(np.zeros(lead, np.int32), everywhere))
+        self.state = self.trainer.start(
+            self.h, self.trainer.put(np.zeros(lead, np.int32), everywhere)
+        )
         self.advance()
 
     def advance(self):
@@ -146,12 +179,20 @@ def measure_step(seconds: float):
         calls = (np.median(per_round / normal.times[1:]) - 1) / (points - 1)
         taps = 1 - np.median(np.divide(bare.times[1:], normal.times[1:]))
         yield {
-            "d_model": shape[0], "n_layers": shape[1], "tokens/s": steps * run.train.batch_size * run.model.seq_len,
-            "steps/s": steps, "GFLOP/s": flops * steps / 1e9, "peak_GFLOP/s": statistics.median(peaks) / 1e9,
+            "d_model": shape[0],
+            "n_layers": shape[1],
+            "tokens/s": steps * run.train.batch_size * run.model.seq_len,
+            "steps/s": steps,
+            "GFLOP/s": flops * steps / 1e9,
+            "peak_GFLOP/s": statistics.median(peaks) / 1e9,
             "share_of_peak": flops * steps / statistics.median(peaks),
-            "points": points, "taps_share": taps, "calls_share": calls, "compile_s": normal.trainer.compile_seconds,
-            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, "rounds": len(peaks),
-        }  # fmt: skip
+            "points": points,
+            "taps_share": taps,
+            "calls_share": calls,
+            "compile_s": normal.trainer.compile_seconds,
+            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20,
+            "rounds": len(peaks),
+        }
 
 
 def _without_taps():
@@ -167,7 +208,9 @@ def kernels(hlo: str) -> dict[str, str]:
     """The kind, of `KINDS`, of each instruction in a compiled program's text: `products` are dots and fusions around one,
     `reductions` likewise, `other` is elementwise work, gathers and copies. Control flow is left out: what it runs counts."""
     heading = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-    instruction = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\((?:.* calls=%?([\w.\-]+))?")
+    instruction = re.compile(
+        r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\((?:.* calls=%?([\w.\-]+))?"
+    )
     inside, found, computation = collections.defaultdict(set), [], ""
     for line in hlo.splitlines():
         if match := heading.match(line):
@@ -179,7 +222,9 @@ def kernels(hlo: str) -> dict[str, str]:
     for name, opcode, called in found:
         opcodes = inside.get(called, {opcode})
         if opcode not in ("while", "conditional", "call"):
-            kinds[name] = "products" if "dot" in opcodes else "reductions" if "reduce" in opcodes else "other"
+            kinds[name] = (
+                "products" if "dot" in opcodes else "reductions" if "reduce" in opcodes else "other"
+            )
     return kinds
 
 
@@ -198,24 +243,35 @@ def measure_profile(seconds: float):
             peaks.append(peak())
             training.advance()
         step = statistics.median(training.times[1:])
-        kinds, spent, counts = kernels(training.trainer.advance.as_text()), collections.Counter(), collections.Counter()
+        kinds, spent, counts = (
+            kernels(training.trainer.advance.as_text()),
+            collections.Counter(),
+            collections.Counter(),
+        )
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
                 for _ in range(PROFILED_CALLS):
                     training.advance()
             (written,) = pathlib.Path(folder).rglob("*.xplane.pb")
             for plane in jax.profiler.ProfileData.from_file(str(written)).planes:
-                for event in (event for line in plane.lines for event in line.events if event.name in kinds):
+                for event in (
+                    event for line in plane.lines for event in line.events if event.name in kinds
+                ):
                     spent[kinds[event.name]] += event.duration_ns
                     counts[kinds[event.name]] += 1 / PROFILED_CALLS / training.steps
         ms = {kind: 1e3 * step * spent[kind] / spent.total() for kind in KINDS}
         at_peak = 1e3 * run.flops / run.hparams.steps / statistics.median(peaks)
         yield {
-            "d_model": shape[0], "n_layers": shape[1], "step_ms": 1e3 * step,
-            **{f"{kind}_ms": ms[kind] for kind in KINDS}, **{f"{kind}_kernels": round(counts[kind]) for kind in KINDS},
-            "products_at_peak_ms": at_peak, "peak_GFLOP/s": statistics.median(peaks) / 1e9,
-            "ceiling": 1e3 * step / (at_peak + ms["reductions"] + ms["other"]), "ceiling_free": 1e3 * step / ms["products"],
-        }  # fmt: skip
+            "d_model": shape[0],
+            "n_layers": shape[1],
+            "step_ms": 1e3 * step,
+            **{f"{kind}_ms": ms[kind] for kind in KINDS},
+            **{f"{kind}_kernels": round(counts[kind]) for kind in KINDS},
+            "products_at_peak_ms": at_peak,
+            "peak_GFLOP/s": statistics.median(peaks) / 1e9,
+            "ceiling": 1e3 * step / (at_peak + ms["reductions"] + ms["other"]),
+            "ceiling_free": 1e3 * step / ms["products"],
+        }
 
 
 def _models() -> list[config.Run]:
@@ -223,7 +279,9 @@ def _models() -> list[config.Run]:
     if settings.platform_of_jax() == "cpu":
         return [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]
     study = protocol.scales()["gpu"]
-    base = config.replace(study.base, data="synthetic", log_every=10)  # speed does not depend on the text
+    base = config.replace(
+        study.base, data="synthetic", log_every=10
+    )  # speed does not depend on the text
     return [config.replace(base, d_model=d, n_layers=n) for d, n in study.sizes]
 
 
@@ -250,14 +308,23 @@ def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
         tokens, flops = run.train.batch_size * run.model.seq_len, run.flops / run.hparams.steps
         memory = all_.trainer.advance.memory_analysis()
         yield {
-            "d_model": run.model.d_model, "n_layers": run.model.n_layers, "dtype": run.model.compute_dtype,
-            "lanes": layout.lanes, "devices": len(devices), "one_tokens/s": tokens * steps, "tokens/s": tokens * wide,
-            "speedup": wide / steps, "TFLOP/s": flops * wide / 1e12, "peak_TFLOP/s": statistics.median(peaks) / 1e12,
+            "d_model": run.model.d_model,
+            "n_layers": run.model.n_layers,
+            "dtype": run.model.compute_dtype,
+            "lanes": layout.lanes,
+            "devices": len(devices),
+            "one_tokens/s": tokens * steps,
+            "tokens/s": tokens * wide,
+            "speedup": wide / steps,
+            "TFLOP/s": flops * wide / 1e12,
+            "peak_TFLOP/s": statistics.median(peaks) / 1e12,
             "share_of_peak": flops * wide / len(devices) / statistics.median(peaks),
             "one_share_of_peak": flops * steps / statistics.median(peaks),
-            "one_compile_s": one.trainer.compile_seconds, "compile_s": all_.trainer.compile_seconds,
-            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20, "rounds": len(peaks),
-        }  # fmt: skip
+            "one_compile_s": one.trainer.compile_seconds,
+            "compile_s": all_.trainer.compile_seconds,
+            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20,
+            "rounds": len(peaks),
+        }
 
 
 def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
@@ -279,33 +346,58 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
         rounds, deadline = [], time.monotonic() + seconds
         while time.monotonic() < deadline or len(rounds) < 5:
             points = [training.advance()] * (every // run.train.log_every)
-            with tempfile.TemporaryDirectory() as folder, paths.environment("PROXIES_CHECKPOINTS", folder):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                paths.environment("PROXIES_CHECKPOINTS", folder),
+            ):
                 group = checkpoint.Group([run], ["bench"], layout)
                 started = time.perf_counter()
-                group.after(every, training.state, np.zeros(max(layout.lanes, 1), np.float32), points)
+                group.after(
+                    every, training.state, np.zeros(max(layout.lanes, 1), np.float32), points
+                )
                 waited = time.perf_counter()
                 group.close(finished=False)
                 written = time.perf_counter()
-                size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+                size = sum(
+                    path.stat().st_size
+                    for path in pathlib.Path(folder).rglob("*")
+                    if path.is_file()
+                )
                 group = checkpoint.Group([run], ["bench"], layout)
                 restoring = time.perf_counter()
                 group.restore(*training.trainer.abstract())
-                rounds.append((waited - started, written - started, time.perf_counter() - restoring))
+                rounds.append(
+                    (waited - started, written - started, time.perf_counter() - restoring)
+                )
                 group.close(finished=True)
         waits, whole, restore = np.median(rounds, axis=0)
         interval = every * statistics.median(training.times[1:])
         yield {
-            "d_model": run.model.d_model, "n_layers": run.model.n_layers, "lanes": layout.lanes, "MiB": size / 2**20,
-            "waits_s": waits, "whole_s": whole, "restore_s": restore, "interval_steps": every, "interval_s": interval,
-            "share": waits / interval, "share_at_most": whole / interval, "rounds": len(rounds),
-        }  # fmt: skip
+            "d_model": run.model.d_model,
+            "n_layers": run.model.n_layers,
+            "lanes": layout.lanes,
+            "MiB": size / 2**20,
+            "waits_s": waits,
+            "whole_s": whole,
+            "restore_s": restore,
+            "interval_steps": every,
+            "interval_s": interval,
+            "share": waits / interval,
+            "share_at_most": whole / interval,
+            "rounds": len(rounds),
+        }
 
 
-def sweep_seconds(shape: tuple[int, int], workers: int, seeds) -> tuple[list[float], list[config.Run]]:
+def sweep_seconds(
+    shape: tuple[int, int], workers: int, seeds
+) -> tuple[list[float], list[config.Run]]:
     """Seconds of a sweep for each seed, start of the workers included, and the runs of one: 7 learning rates × 2 arms
     of 400 steps. The first seed meets an empty store and an empty compilation cache, the others a warm cache."""
     walls = []
-    with tempfile.TemporaryDirectory() as scratch, paths.environment("PROXIES_CACHE", f"{scratch}/cache"):
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        paths.environment("PROXIES_CACHE", f"{scratch}/cache"),
+    ):
         for seed in seeds:
             base = bench_run(shape, steps=SWEEP_STEPS, warmup_steps=SWEEP_STEPS // 20, seed=seed)
             runs = config.grid(base, {"qk_norm": ("none", "per_head"), "lr": SWEEP_LRS})
@@ -322,10 +414,16 @@ def measure_sweep(shapes, workers=(1, 2)):
             (cold, warm), runs = sweep_seconds(shape, n, seeds=(0, 1))
             tokens = sum(r.tokens for r in runs)
             yield {
-                "d_model": shape[0], "n_layers": shape[1], "workers": n, "runs": len(runs), "cold_s": cold,
-                "warm_s": warm, "cold_runs/hour": 3600 * len(runs) / cold,
-                "cold_tokens/s": tokens / cold, "warm_tokens/s": tokens / warm,
-            }  # fmt: skip
+                "d_model": shape[0],
+                "n_layers": shape[1],
+                "workers": n,
+                "runs": len(runs),
+                "cold_s": cold,
+                "warm_s": warm,
+                "cold_runs/hour": 3600 * len(runs) / cold,
+                "cold_tokens/s": tokens / cold,
+                "warm_tokens/s": tokens / warm,
+            }
 
 
 LOOSE_RUNS = 10_000  # more are packed without being records first, which takes a durable file each
@@ -341,11 +439,18 @@ def measure_store(counts):
         with tempfile.TemporaryDirectory() as scratch:
             row, loose = {"runs": count}, count <= LOOSE_RUNS
             row["write_s"] = _in_process(_write_loose, scratch, count) if loose else None
-            row |= dict(zip(names, _in_process(_read_back, scratch, count, None) if loose else 3 * [None]))
+            row |= dict(
+                zip(names, _in_process(_read_back, scratch, count, None) if loose else 3 * [None])
+            )
             row["merge_s"] = _in_process(_merge if loose else _write_packed, scratch, count)
-            row["packs_MiB"] = sum(path.stat().st_size for path in pathlib.Path(scratch).glob("packs/*")) / 2**20
+            row["packs_MiB"] = (
+                sum(path.stat().st_size for path in pathlib.Path(scratch).glob("packs/*")) / 2**20
+            )
             for kind, columns in (("packed", None), ("few", FEW)):
-                row |= {f"{kind}_{n}": v for n, v in zip(names, _in_process(_read_back, scratch, count, columns))}
+                row |= {
+                    f"{kind}_{n}": v
+                    for n, v in zip(names, _in_process(_read_back, scratch, count, columns))
+                }
         yield row
 
 
@@ -362,7 +467,13 @@ def _store_records(count: int):
     """Records of `_store_runs`; their curves are noise, which no compression shortens much."""
     fingerprint = datasets.open_dataset("synthetic", 1024).fingerprint
     origin = {"fingerprint": fingerprint, **provenance.provenance()}
-    result = {"final_loss": 1.0, "init_loss": 2.0, "diverged": False, "diverged_step": -1, "train_seconds": 1.0}
+    result = {
+        "final_loss": 1.0,
+        "init_loss": 2.0,
+        "diverged": False,
+        "diverged_step": -1,
+        "train_seconds": 1.0,
+    }
     steps, rng = np.arange(1, 33, dtype=np.int32) * 10 - 1, np.random.default_rng(0)
     for run in _store_runs(count):
         meta = {"key": config.key(run, fingerprint), "config": config.flat(run), "result": result}
@@ -397,7 +508,11 @@ def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
     planned = time.perf_counter()
     tables.table(list(plan.found), plan.folder, columns=columns)
     done = time.perf_counter()
-    return planned - started, done - planned, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (
+        planned - started,
+        done - planned,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
 
 
 ON_ONE_CORE = {"step": measure_step, "profile": measure_profile}

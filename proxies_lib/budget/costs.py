@@ -8,7 +8,10 @@ from proxies_lib.budget.tpu import CHIPS, UTILIZATION, name_of
 from proxies_lib.config import Run
 from proxies_lib.science import protocol
 
-GPU_FLOPS, GPU_UTILIZATION = 989e12, 0.3  # H200, dense bf16 peak per second (its data sheet); assumed share of it
+GPU_FLOPS, GPU_UTILIZATION = (
+    989e12,
+    0.3,
+)  # H200, dense bf16 peak per second (its data sheet); assumed share of it
 
 
 # ------------------------------------------------------------------ what figures cost
@@ -32,18 +35,31 @@ def costs(scale: str) -> pd.DataFrame:
         seen[kind] |= distinct
         total, added = (math.fsum(run.flops for run in each) for each in (distinct, more))
         programs = len({run.program for run in distinct})
-        rows.append({"section": section, "figure": figure, "runs": len(distinct), "more_runs": len(more),
-                     "programs": programs, "flops": total, "more_flops": added})  # fmt: skip
+        rows.append(
+            {
+                "section": section,
+                "figure": figure,
+                "runs": len(distinct),
+                "more_runs": len(more),
+                "programs": programs,
+                "flops": total,
+                "more_flops": added,
+            }
+        )
 
     for path in notebooks.choose([]):
         section, methods = path.name[:2], notebooks.grid_of(path, notebooks.reading(scale))
         for figure in figures.of_section(section):
-            if section != "00" and figure.methods is not None:  # the overview shows runs of other sections
+            if (
+                section != "00" and figure.methods is not None
+            ):  # the overview shows runs of other sections
                 add("figure", section, figure.name, figure.runs(methods, study))
         add("section", section, "all", [run for runs in methods.values() for run in runs])
     add("section", "all", "all", list(seen["section"]))
     table = pd.DataFrame(rows)
-    return table.assign(**{f"{name}_hours": table["flops"] / speed / 3600 for name, speed in speeds().items()})
+    return table.assign(
+        **{f"{name}_hours": table["flops"] / speed / 3600 for name, speed in speeds().items()}
+    )
 
 
 def speeds() -> dict[str, float]:
@@ -60,8 +76,14 @@ def cost_by_size(scale: str) -> pd.DataFrame:
 
     grids = [notebooks.grid_of(path, notebooks.reading(scale)) for path in notebooks.choose([])]
     runs = {run for grid in grids for each in grid.values() for run in each}
-    table = pd.DataFrame([(run.model.n_params, run.flops) for run in runs], columns=["n_params", "flops"])
-    table = table.groupby("n_params")["flops"].agg(runs="count", flops="sum", dearest="max").reset_index()
+    table = pd.DataFrame(
+        [(run.model.n_params, run.flops) for run in runs], columns=["n_params", "flops"]
+    )
+    table = (
+        table.groupby("n_params")["flops"]
+        .agg(runs="count", flops="sum", dearest="max")
+        .reset_index()
+    )
     return table.assign(share=table["flops"] / table["flops"].sum())
 
 
@@ -80,9 +102,17 @@ def costs_table(scale: str) -> str:
     head = ["section", "figure", "runs", "more", "programs", "FLOPs", "more", *names.values()]
     lines = [f"| {' | '.join(head)} |", f"{'| --- ' * len(head)}|"]
     for row in costs(scale).to_dict("records"):
-        numbers = [row["runs"], row["more_runs"], row["programs"], f"{row['flops']:.3g}", f"{row['more_flops']:.3g}"]
+        numbers = [
+            row["runs"],
+            row["more_runs"],
+            row["programs"],
+            f"{row['flops']:.3g}",
+            f"{row['more_flops']:.3g}",
+        ]
         hours = [_time(row[f"{name}_hours"]) for name in names]
-        lines.append(f"| {' | '.join(map(str, (row['section'], row['figure'], *numbers, *hours)))} |")
+        lines.append(
+            f"| {' | '.join(map(str, (row['section'], row['figure'], *numbers, *hours)))} |"
+        )
     return "\n".join(lines)
 
 
@@ -91,5 +121,7 @@ def sizes_table(scale: str) -> str:
     lines = ["| N | runs | FLOPs | share | dearest run |", "| --- | --- | --- | --- | --- |"]
     for row in cost_by_size(scale).itertuples():
         size = name_of(row.n_params) if row.n_params else "none (bigram)"
-        lines.append(f"| {size} | {row.runs} | {row.flops:.3g} | {row.share:.1%} | {row.dearest:.3g} |")
+        lines.append(
+            f"| {size} | {row.runs} | {row.flops:.3g} | {row.share:.1%} | {row.dearest:.3g} |"
+        )
     return "\n".join(lines)

@@ -69,7 +69,11 @@ ENVIRONMENT = {
 
 def name_of(n_params: int) -> str:
     """N as the paper writes it: 2.4M, 151M, 4.8B."""
-    return f"{n_params / 1e9:.2g}B" if n_params >= 1e9 else f"{n_params / 1e6:.{2 if n_params < 1e8 else 3}g}M"
+    return (
+        f"{n_params / 1e9:.2g}B"
+        if n_params >= 1e9
+        else f"{n_params / 1e6:.{2 if n_params < 1e8 else 3}g}M"
+    )
 
 
 def sized(size: str) -> Run:
@@ -80,7 +84,9 @@ def sized(size: str) -> Run:
     n_params = float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]] if match else math.inf
     nearest = min(runs, key=lambda run: abs(run.model.n_params - n_params))
     if not abs(n_params / nearest.model.n_params - 1) < 0.07:
-        refuse("size", size, f"must be one of {', '.join(name_of(run.model.n_params) for run in runs)}")
+        refuse(
+            "size", size, f"must be one of {', '.join(name_of(run.model.n_params) for run in runs)}"
+        )
     return nearest
 
 
@@ -89,10 +95,18 @@ def shape_of(topology: str) -> tuple[str, tuple[int, ...]]:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     kind, shape = (match[1], tuple(map(int, match[2].split("x")))) if match else ("", ())
     flat = CHIPS[kind].slices is _2D if kind in CHIPS else False
-    blocks = len(shape) > 1 and not any(n % 2 for n in shape[:2]) and all(1 <= n <= 16 for n in shape)
-    if kind not in CHIPS or len(shape) != (2 if flat else 3) or not (blocks or (flat and shape == (1, 1))):
+    blocks = (
+        len(shape) > 1 and not any(n % 2 for n in shape[:2]) and all(1 <= n <= 16 for n in shape)
+    )
+    if (
+        kind not in CHIPS
+        or len(shape) != (2 if flat else 3)
+        or not (blocks or (flat and shape == (1, 1)))
+    ):
         refuse(
-            "topology", topology, "must be v5e:NxM or v6e:NxM, v4:NxMxK or v5p:NxMxK; N and M even, or 1x1; up to 16"
+            "topology",
+            topology,
+            "must be v5e:NxM or v6e:NxM, v4:NxMxK or v5p:NxMxK; N and M even, or 1x1; up to 16",
         )
     return kind, shape
 
@@ -139,13 +153,19 @@ def collectives(hlo: str) -> dict[str, dict]:
     for number, line in enumerate(hlo.splitlines()):
         if match := _collective.search(line):
             result, kind, start, rest = match.groups()
-            sizes = [int(bits or 8) / 8 * math.prod(int(n) for n in dims.split(",") if n)
-                     for bits, dims in _array.findall(result)]  # fmt: skip
+            sizes = [
+                int(bits or 8) / 8 * math.prod(int(n) for n in dims.split(",") if n)
+                for bits, dims in _array.findall(result)
+            ]
             channel = re.search(r"channel_id=(\d+)", rest)
             key = kind, channel[1] if channel else f"line {number}"
-            found[key] = max(found.get(key, 0.0), max(sizes) if start else sum(sizes))  # a start also names its inputs
+            found[key] = max(
+                found.get(key, 0.0), max(sizes) if start else sum(sizes)
+            )  # a start also names its inputs
     counts = {kind: [size for (k, _), size in found.items() if k == kind] for kind in COLLECTIVES}
-    return {kind: {"count": len(sizes), "bytes": sum(sizes)} for kind, sizes in counts.items() if sizes}
+    return {
+        kind: {"count": len(sizes), "bytes": sum(sizes)} for kind, sizes in counts.items() if sizes
+    }
 
 
 # ------------------------------------------------------------------ the check
@@ -160,24 +180,46 @@ def check(size: str, topology: str, batch: int | None = None, **overrides) -> di
     run, (kind, shape) = sized(size), shape_of(topology)
     run = run if batch is None else config.replace(run, batch_size=batch)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("tpu-check needs the TPU compiler (libtpu); install the extra: pip install -e '.[tpu-check]'")
+        raise UserError(
+            "tpu-check needs the TPU compiler (libtpu); install the extra: pip install -e '.[tpu-check]'"
+        )
     job = {"run": config.flat(run), "topology": topology, "overrides": overrides}
     command = [sys.executable, "-m", "proxies_lib.budget.tpu"]
     done = subprocess.run(
-        command, input=json.dumps(job), capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd=paths.root()
+        command,
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+        cwd=paths.root(),
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if re.search(r"Error|Check failed|\]", line)]
-        raise UserError(f"the compiler stopped ({(lines or [f'status {done.returncode}'])[-1][:300]})")
+        lines = [
+            line for line in done.stderr.splitlines() if re.search(r"Error|Check failed|\]", line)
+        ]
+        raise UserError(
+            f"the compiler stopped ({(lines or [f'status {done.returncode}'])[-1][:300]})"
+        )
     answer = json.loads(done.stdout.splitlines()[-1])
     chip, chips = CHIPS[kind], math.prod(shape)
     need = answer["need_gib"]
     return {
-        "size": name_of(run.model.n_params), "topology": topology, "chips": chips, "batch": run.train.batch_size,
-        "verdict": "does not fit" if answer["error"] else "tight" if need > TIGHT * chip.memory else "fits",
-        "need_gib": need, "memory_gib": chip.memory, "model_flops": run.flops / run.hparams.steps,
-        "run_flops": run.flops, "chip_hours": run.flops / (chip.flops * UTILIZATION) / 3600, **answer,
-    }  # fmt: skip
+        "size": name_of(run.model.n_params),
+        "topology": topology,
+        "chips": chips,
+        "batch": run.train.batch_size,
+        "verdict": "does not fit"
+        if answer["error"]
+        else "tight"
+        if need > TIGHT * chip.memory
+        else "fits",
+        "need_gib": need,
+        "memory_gib": chip.memory,
+        "model_flops": run.flops / run.hparams.steps,
+        "run_flops": run.flops,
+        "chip_hours": run.flops / (chip.flops * UTILIZATION) / 3600,
+        **answer,
+    }
 
 
 def describe(row: dict) -> str:
@@ -186,7 +228,10 @@ def describe(row: dict) -> str:
     m, need = run.model, row["need_gib"]
     share = f" ({need / row['memory_gib']:.0%})" if need else ""
     amount = f"{need:.2f}" if need else "more than the"
-    moved = "; ".join(f"{c['count']} {kind} ({c['bytes'] / GIB:.2g} GiB)" for kind, c in row["collectives"].items())
+    moved = "; ".join(
+        f"{c['count']} {kind} ({c['bytes'] / GIB:.2g} GiB)"
+        for kind, c in row["collectives"].items()
+    )
     lines = [
         f"{row['size']} (d {m.d_model}, {m.n_layers} layers, N {m.n_params:,}) on {row['topology']}: {row['chips']} chips, "
         f"batch {row['batch']} × {m.seq_len}, {m.compute_dtype}",
@@ -198,18 +243,22 @@ def describe(row: dict) -> str:
     if row["error"]:
         lines.append(f"  compiler: {row['error']}")
         if row["microbatches"] > row["layout"]["accumulate"]:
-            lines.append(f"  training would split the batch: try --accumulate {row['microbatches']}")
+            lines.append(
+                f"  training would split the batch: try --accumulate {row['microbatches']}"
+            )
     else:
         lines.append(f"  collectives (a loop's once; results on a chip): {moved or 'none'}")
-    return "\n".join([
-        *lines,
-        f"  lowered in {row['lower_seconds']:.0f} s, compiled in {row['compile_seconds']:.0f} s, "
-        f"{row['host_gib']:.1f} GiB of memory here",
-        f"  the whole run: {row['run_flops']:.3g} model FLOPs, {row['chip_hours']:,.3g} chip-hours "
-        f"({row['chip_hours'] / row['chips']:,.3g} h on this slice) if it reaches {UTILIZATION:.0%} of "
-        f"{chip.flops / 1e12:.0f} TFLOP/s, which is assumed, not measured",
-        f"  {', '.join(f'{k} {v}' for k, v in row['versions'].items())}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            f"  lowered in {row['lower_seconds']:.0f} s, compiled in {row['compile_seconds']:.0f} s, "
+            f"{row['host_gib']:.1f} GiB of memory here",
+            f"  the whole run: {row['run_flops']:.3g} model FLOPs, {row['chip_hours']:,.3g} chip-hours "
+            f"({row['chip_hours'] / row['chips']:,.3g} h on this slice) if it reaches {UTILIZATION:.0%} of "
+            f"{chip.flops / 1e12:.0f} TFLOP/s, which is assumed, not measured",
+            f"  {', '.join(f'{k} {v}' for k, v in row['versions'].items())}",
+        ]
+    )
 
 
 def compile_here(job: dict) -> dict:
@@ -222,9 +271,16 @@ def compile_here(job: dict) -> dict:
     run, (kind, shape) = config.from_flat(job["run"]), shape_of(job["topology"])
     special = {"chip_config_name": "megacore"} if kind == "v4" else {}
     special |= {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=job["topology"], **special).devices
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=job["topology"], **special
+    ).devices
     chosen = layout_for(*run.program, devices, CHIPS[kind].memory * GIB)
-    one = {"lanes": 0, "run": 1, "data": math.gcd(len(devices), run.train.batch_size), "accumulate": 1}
+    one = {
+        "lanes": 0,
+        "run": 1,
+        "data": math.gcd(len(devices), run.train.batch_size),
+        "accumulate": 1,
+    }
     whole = dataclasses.replace(chosen, **one | job["overrides"])
     started = time.perf_counter()
     traced = trace(*run.program, whole, devices)[1]
@@ -242,11 +298,19 @@ def compile_here(job: dict) -> dict:
         error = str(failure).splitlines()[0]
         need = _asked(error)
     return {
-        "need_gib": need, "error": error, "layout": dataclasses.asdict(whole), "microbatches": chosen.accumulate, "step_flops": flops,
-        "collectives": moved, "lower_seconds": lower_seconds, "compile_seconds": time.perf_counter() - started,
+        "need_gib": need,
+        "error": error,
+        "layout": dataclasses.asdict(whole),
+        "microbatches": chosen.accumulate,
+        "step_flops": flops,
+        "collectives": moved,
+        "lower_seconds": lower_seconds,
+        "compile_seconds": time.perf_counter() - started,
         "host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
-    }  # fmt: skip
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")
+        },
+    }
 
 
 def _asked(message: str) -> float | None:
@@ -261,7 +325,11 @@ def _asked(message: str) -> float | None:
 def measured() -> pd.DataFrame:
     """The stored checks, one row each."""
     path = paths.root() / MEASURED
-    return pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["size", "topology"])
+    return (
+        pd.read_csv(path, keep_default_na=False)
+        if path.exists()
+        else pd.DataFrame(columns=["size", "topology"])
+    )
 
 
 def measure(kinds=("v5e", "v5p", "v6e")):
@@ -283,8 +351,12 @@ def measure(kinds=("v5e", "v5p", "v6e")):
                     row = check(size, topology)
                     print(describe(row), flush=True)
                     nested = {name: json.dumps(row.pop(name)) for name in ("layout", "collectives")}
-                    line = pd.DataFrame([row | nested | row.pop("versions") | {"commit": provenance.commit()}])
-                    line.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")
+                    line = pd.DataFrame(
+                        [row | nested | row.pop("versions") | {"commit": provenance.commit()}]
+                    )
+                    line.to_csv(
+                        path, mode="a", header=not path.exists(), index=False, float_format="%.6g"
+                    )
                     verdict = row["verdict"]
                 else:
                     verdict = stored["verdict"].iloc[0]
@@ -296,12 +368,16 @@ def slices_table() -> str:
     if rows.empty:
         return "Not measured yet."
     rows = rows.sort_values(["run_flops", "chips"])
-    rows = rows[rows["verdict"] != "does not fit"].assign(kind=lambda f: f["topology"].str.split(":").str[0])
+    rows = rows[rows["verdict"] != "does not fit"].assign(
+        kind=lambda f: f["topology"].str.split(":").str[0]
+    )
     lines = [
         "| size | slice | GiB of a chip | devices, layers scanned | FLOPs a step | a run: chip-hours | hours |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in rows.drop_duplicates(["size", "kind"]).sort_values(["run_flops", "kind"]).itertuples():
+    for row in (
+        rows.drop_duplicates(["size", "kind"]).sort_values(["run_flops", "kind"]).itertuples()
+    ):
         layout, need = json.loads(row.layout), float(row.need_gib)
         lines.append(
             f"| {row.size} | {row.topology} | {need:.1f} of {row.memory_gib:.2f}{', tight' * (row.verdict == 'tight')} | "

@@ -50,7 +50,9 @@ def root():
     """The folder of checkpoints: PROXIES_CHECKPOINTS, also a bucket (gs://…), which hosts that share nothing need."""
     from etils import epath
 
-    return epath.Path(os.environ.get("PROXIES_CHECKPOINTS") or paths.folder("store") / "checkpoints")
+    return epath.Path(
+        os.environ.get("PROXIES_CHECKPOINTS") or paths.folder("store") / "checkpoints"
+    )
 
 
 def interval(run: Run, layout) -> int:
@@ -99,8 +101,7 @@ def pending(missing, say=print) -> list[dict]:
             continue
         if (group := _read_group(folder)) is None:
             say(
-                f"checkpoint: group {folder.name} cannot be read; "
-                "its runs start from the beginning"
+                f"checkpoint: group {folder.name} cannot be read; its runs start from the beginning"
             )
         elif left.issuperset(group["keys"]):
             groups.append(group)

@@ -23,8 +23,11 @@ LANES = 16  # runs of a job on an accelerator
 LOSSES = 5  # a job that took more workers than this with it ends the sweep
 
 # One chip also on a slice of several hosts: Ray bounds the process to it, so that hosts do not wait for each other.
-SLOTS = {"TPU": {"num_cpus": 0, "resources": {"TPU": 1}}, "GPU": {"num_cpus": 0, "num_gpus": 1}, "CPU": {"num_cpus": 1}}
-
+SLOTS = {
+    "TPU": {"num_cpus": 0, "resources": {"TPU": 1}},
+    "GPU": {"num_cpus": 0, "num_gpus": 1},
+    "CPU": {"num_cpus": 1},
+}
 
 
 class Worker:
@@ -33,7 +36,9 @@ class Worker:
     def __init__(self, lanes: int):
         if not lanes:
             settings.use_one_thread()
-        from proxies_lib.runs import executables  # jax only now: its threads are counted as it starts
+        from proxies_lib.runs import (
+            executables,
+        )  # jax only now: its threads are counted as it starts
 
         executables.use_cache()
         self.lanes, self.trainers = lanes, {}
@@ -63,9 +68,14 @@ class Worker:
         from proxies_lib.layout import layout_alone, layout_for
         from proxies_lib.train import Trainer
 
-        program, dataset = runs[0].program, datasets.open_dataset(runs[0].data, runs[0].model.vocab_size)
+        program, dataset = (
+            runs[0].program,
+            datasets.open_dataset(runs[0].data, runs[0].model.vocab_size),
+        )
         if [config.key(one, dataset.fingerprint) for one in runs] != keys:
-            raise UserError(f"node {platform.node()}: has another version of proxies_lib; install the same everywhere")
+            raise UserError(
+                f"node {platform.node()}: has another version of proxies_lib; install the same everywhere"
+            )
         devices = jax.devices() if self.lanes else None
         compiled = (*program, layout_for(*program, devices) if devices else layout_alone(runs[0]))
         if compiled not in self.trainers:
@@ -90,7 +100,9 @@ def run(plan, address: str | None = None, workers: int = 0, quiet: bool = False)
         return _serve(ray, plan, workers, quiet)
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if match := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", where):  # Ray itself tries for many minutes
+        if match := re.fullmatch(
+            r"(?:ray://)?([^/]+):(\d+)", where
+        ):  # Ray itself tries for many minutes
             socket.create_connection((match[1], int(match[2])), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except (OSError, OverflowError, ValueError, RuntimeError, ImportError) as error:
@@ -107,9 +119,17 @@ def _serve(ray, plan, workers: int, quiet: bool):
     if kind == "CPU":
         options["runtime_env"] = {"env_vars": settings.ONE_THREAD_AT_START}
     corpora = {(f.run.data, f.run.model.vocab_size) for f in plan.missing}
-    fingerprints = {corpus: datasets.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)}
-    jobs, lost, awaited = engines.Jobs(plan, max(lanes, 1)), collections.Counter(), {}  # an answer: (worker, job or None)
-    progress = engines.Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
+    fingerprints = {
+        corpus: datasets.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)
+    }
+    jobs, lost, awaited = (
+        engines.Jobs(plan, max(lanes, 1)),
+        collections.Counter(),
+        {},
+    )  # an answer: (worker, job or None)
+    progress = engines.Progress(
+        len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet
+    )
     actor = ray.remote(Worker).options(**options)
 
     def accept(answer, worker, job: engines.Job | None):
@@ -124,7 +144,9 @@ def _serve(ray, plan, workers: int, quiet: bool):
             ray.kill(worker)
             lost[job] += 1
             if lost[job] > LOSSES * (1 if job else 1 + len(awaited)):
-                raise UserError(f"ray: workers keep dying ({_last_line(error)}); finished runs are kept") from None
+                raise UserError(
+                    f"ray: workers keep dying ({_last_line(error)}); finished runs are kept"
+                ) from None
             if job:
                 jobs.put_back(job)
             return
@@ -133,18 +155,24 @@ def _serve(ray, plan, workers: int, quiet: bool):
         lost.pop(None, None)
         for f, (meta, curves) in zip(job or (), sent):
             store.write(plan.folder, meta, curves)
-            progress.add(plan.seconds[f.run.program], f"d {f.run.model.d_model} lr {f.run.hparams.lr:g}")
+            progress.add(
+                plan.seconds[f.run.program], f"d {f.run.model.d_model} lr {f.run.hparams.lr:g}"
+            )
         if jobs:
             job = jobs.take(job and job[0].run.program)
             awaited[worker.train.remote([f.run for f in job], [f.key for f in job])] = worker, job
 
     try:
         while busy := len(jobs) + sum(job is not None for _, job in awaited.values()):
-            for _ in range(min(workers or int(ray.cluster_resources().get(kind, 0)), busy) - len(awaited)):
+            for _ in range(
+                min(workers or int(ray.cluster_resources().get(kind, 0)), busy) - len(awaited)
+            ):
                 worker = actor.remote(lanes)
                 awaited[worker.check.remote(fingerprints)] = worker, None
             if not awaited:
-                raise UserError("ray: the cluster has no CPU, GPU or TPU to train on; add a node, or ask with --workers")
+                raise UserError(
+                    "ray: the cluster has no CPU, GPU or TPU to train on; add a node, or ask with --workers"
+                )
             for answer in ray.wait(list(awaited), timeout=5)[0]:
                 accept(answer, *awaited.pop(answer))
     finally:

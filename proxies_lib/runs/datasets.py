@@ -21,8 +21,22 @@ import numpy as np
 from proxies_lib.config import UserError, component, digest, refuse
 from proxies_lib.data import COPY_LAG, COPY_SHARE, Dataset
 from proxies_lib.paths import folder
-from proxies_lib.prepared import FILES, MAX_PIECES, SPLITS, DamagedDataset, _fingerprint, _Folder, _map
-from proxies_lib.runs.corpora import c4_documents, c4_shards, require_file, stdlib_documents, text_documents
+from proxies_lib.prepared import (
+    FILES,
+    MAX_PIECES,
+    SPLITS,
+    DamagedDataset,
+    _fingerprint,
+    _Folder,
+    _map,
+)
+from proxies_lib.runs.corpora import (
+    c4_documents,
+    c4_shards,
+    require_file,
+    stdlib_documents,
+    text_documents,
+)
 
 HELD_OUT = 0.05  # share of documents kept for validation where a source names none
 

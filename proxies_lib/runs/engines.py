@@ -61,13 +61,25 @@ class Progress:
     """Runs done and time left: a bar on a terminal, a line per tenth elsewhere."""
 
     def __init__(self, total: int, weight: float, quiet: bool):
-        self.total, self.weight, self.done, self.finished, self.started = total, weight, 0, 0.0, time.monotonic()
+        self.total, self.weight, self.done, self.finished, self.started = (
+            total,
+            weight,
+            0,
+            0.0,
+            time.monotonic(),
+        )
         self.quiet = quiet
-        self.bar = tqdm(total=total, unit="run", smoothing=0.1) if sys.stderr.isatty() and not quiet else None
+        self.bar = (
+            tqdm(total=total, unit="run", smoothing=0.1)
+            if sys.stderr.isatty() and not quiet
+            else None
+        )
 
     def add(self, weight: float, note: str):
         before, self.done, self.finished = self.done, self.done + 1, self.finished + weight
-        left = max(0.0, (time.monotonic() - self.started) * (self.weight - self.finished) / self.finished)
+        left = max(
+            0.0, (time.monotonic() - self.started) * (self.weight - self.finished) / self.finished
+        )
         if self.bar is not None:
             self.bar.set_postfix_str(f"{note}, {left:.0f} s left")
             self.bar.update()
@@ -156,7 +168,9 @@ def _run_lanes(plan, quiet: bool):
         todo = multihost_utils.broadcast_one_to_all(np.array([not f.layer for f in plan.found]))
         missing = [f for f, train in zip(plan.found, todo, strict=True) if train]
     devices, trainers = jax.devices(), {}
-    progress = Progress(len(missing), sum(plan.seconds[f.run.program] for f in missing), quiet or not first)
+    progress = Progress(
+        len(missing), sum(plan.seconds[f.run.program] for f in missing), quiet or not first
+    )
     with checkpoint.until_terminated():
         for layout, members in _lane_jobs(missing, devices):
             program, name = members[0].run.program, members[0].run.data
@@ -192,7 +206,9 @@ def _lane_jobs(missing: list[tables.Found], devices):
 
 def _run_processes(plan, workers: int, quiet: bool):
     jobs, lock, stop = Jobs(plan, 1), threading.Lock(), threading.Event()
-    progress = Progress(len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet)
+    progress = Progress(
+        len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet
+    )
 
     def take(program) -> Job | None:
         with lock:
@@ -206,7 +222,9 @@ def _run_processes(plan, workers: int, quiet: bool):
                 current = f.run.program
                 worker.train(f.run)
                 with lock:
-                    progress.add(plan.seconds[current], f"d {f.run.model.d_model} lr {f.run.hparams.lr:g}")
+                    progress.add(
+                        plan.seconds[current], f"d {f.run.model.d_model} lr {f.run.hparams.lr:g}"
+                    )
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(serve, i) for i in range(workers)]

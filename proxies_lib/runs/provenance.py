@@ -25,7 +25,9 @@ def committed(commit: str) -> bool:
 @functools.cache
 def commit() -> str:
     try:
-        git = functools.partial(subprocess.run, cwd=paths.root(), capture_output=True, text=True, check=True)
+        git = functools.partial(
+            subprocess.run, cwd=paths.root(), capture_output=True, text=True, check=True
+        )
         head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         code = ["git", "status", "--porcelain", "--", "proxies_lib", "notebooks"]
         return head + (CHANGED if git(code).stdout.strip() else "")
@@ -43,7 +45,10 @@ def provenance() -> dict[str, str]:
     device = executables.cpu("model name") or platform.processor()
     if settings.platform_of_jax() != "cpu":
         device = jax.devices()[0].device_kind
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    }
     return {
         "device": device,
         "python": platform.python_version(),

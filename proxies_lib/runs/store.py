@@ -311,11 +311,16 @@ def _with_keys(rows: pa.Table, keys: set[str]) -> pa.Table:
 
 def _rows(records: list[Record]) -> pa.Table:
     """Records as rows of a pack; a curve that a run lacks is null."""
-    columns = {"key": [m["key"] for m, _ in records], "recipe": [recipe_of(m["config"]) for m, _ in records],
-               **{name: [json.dumps(m[name]) for m, _ in records] for name in META}}  # fmt: skip
+    columns = {
+        "key": [m["key"] for m, _ in records],
+        "recipe": [recipe_of(m["config"]) for m, _ in records],
+        **{name: [json.dumps(m[name]) for m, _ in records] for name in META},
+    }
     columns = {name: pa.array(values, pa.string()) for name, values in columns.items()}
     for name in dict.fromkeys(name for _, curves in records for name in curves):
-        element = pa.field("element", pa.int32() if name == "step" else pa.float32())  # as parquet names it
+        element = pa.field(
+            "element", pa.int32() if name == "step" else pa.float32()
+        )  # as parquet names it
         columns[name] = pa.array([curves.get(name) for _, curves in records], pa.list_(element))
     return pa.table(columns)
 
@@ -505,7 +510,10 @@ def _remove_abandoned(folder: pathlib.Path):
 def _is_small(path: pathlib.Path) -> bool:
     """Whether a pack fills less than half of what a pack may."""
     metadata = pq.read_metadata(path)
-    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)) < PACK_BYTES / 2
+    return (
+        sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        < PACK_BYTES / 2
+    )
 
 
 def _stored(wanted: set[str], folder: pathlib.Path, say=_silent) -> set[str]:

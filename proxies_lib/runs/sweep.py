@@ -87,7 +87,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
 
 
-def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[int, int] = (1, 1), say=print) -> Plan:
+def plan(
+    runs: list[Run],
+    folder=None,
+    layer=None,
+    prepare=True,
+    shard: tuple[int, int] = (1, 1),
+    say=print,
+) -> Plan:
     """Locate `runs` (duplicates counted once), keeping part `shard` = (i, n) of them, i from 1.
 
     A pure function of runs, store and shard: shards on several machines agree without talking.
@@ -107,9 +114,19 @@ def plan(runs: list[Run], folder=None, layer=None, prepare=True, shard: tuple[in
 
 def _estimates(found: list[tables.Found], folder: pathlib.Path) -> dict:
     """Seconds a run on one core, per program: measured on a stored run if there is one, else from its FLOPs."""
-    one = {f.run.program: f for f in sorted(found, key=lambda f: f.layer == "store")}  # a stored one, where there is one
-    records = {program: store.read(folder, f.key, columns=()) for program, f in one.items() if f.layer == "store"}
-    measured = {program: record[0]["result"]["train_seconds"] for program, record in records.items() if record}
+    one = {
+        f.run.program: f for f in sorted(found, key=lambda f: f.layer == "store")
+    }  # a stored one, where there is one
+    records = {
+        program: store.read(folder, f.key, columns=())
+        for program, f in one.items()
+        if f.layer == "store"
+    }
+    measured = {
+        program: record[0]["result"]["train_seconds"]
+        for program, record in records.items()
+        if record
+    }
     return {program: f.run.flops / FLOPS_PER_SECOND for program, f in one.items()} | measured
 
 
@@ -124,7 +141,9 @@ def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False)
     if engine == "ray":
         from proxies_lib.runs import cluster
 
-        cluster.run(plan, workers=workers or ("PROXIES_WORKERS" in os.environ and cores()), quiet=quiet)
+        cluster.run(
+            plan, workers=workers or ("PROXIES_WORKERS" in os.environ and cores()), quiet=quiet
+        )
     elif engine == "processes":
         _run_processes(plan, min(workers or cores(), len(plan.missing)), quiet)
     else:

@@ -99,7 +99,11 @@ def exported(path: pathlib.Path | None, say=_silent) -> tuple[pd.DataFrame, pd.D
 
 
 def locate(
-    runs: list[Run], fingerprints: dict, folder: pathlib.Path, layer: pathlib.Path | None = None, say=print
+    runs: list[Run],
+    fingerprints: dict,
+    folder: pathlib.Path,
+    layer: pathlib.Path | None = None,
+    say=print,
 ) -> list[Found]:
     """Where each run is stored. `fingerprints` maps (data, vocab_size) to a fingerprint, None where unknown.
 
@@ -127,7 +131,9 @@ def locate(
     return found
 
 
-def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None = None, columns=None):
+def table(
+    found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None = None, columns=None
+):
     """Runs (a row each) and curves (a row per logged step, keyed by `key`) of located runs, in their order.
 
     `columns` are the names or prefixes of the wanted curves beside `step`; None for all. Raises UserError, with the
@@ -135,7 +141,9 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
     """
     holes = sum(not f.layer for f in found)
     if holes:
-        raise UserError(f"table: {holes} of {len(found)} runs are not stored; train them first (train=True)")
+        raise UserError(
+            f"table: {holes} of {len(found)} runs are not stored; train them first (train=True)"
+        )
     rows, curves = [], []
     stored = [f for f in found if f.layer == "store"]
     wanted = [f.table_key for f in found if f.layer != "store"]
@@ -144,7 +152,9 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
             raise UserError("table: the exported table was lost or damaged since runs were planned")
         below_runs, below_curves = below
         rows.append(below_runs[below_runs["key"].isin(wanted)])
-        below_curves = below_curves[[name for name in below_curves if name == "key" or _wanted(name, columns)]]
+        below_curves = below_curves[
+            [name for name in below_curves if name == "key" or _wanted(name, columns)]
+        ]
         curves.append(below_curves[below_curves["key"].isin(wanted)])
     if stored:
         for frames, frame in zip((rows, curves), _tabulate(stored, folder, columns)):
@@ -152,7 +162,9 @@ def table(found: list[Found], folder: pathlib.Path, layer: pathlib.Path | None =
     if len(stored) == len(found):
         return rows[0], curves[0]
     order = {f.key if f.layer == "store" else f.table_key: i for i, f in enumerate(found)}
-    runs = pd.concat(rows, ignore_index=True).sort_values("key", key=lambda k: k.map(order), ignore_index=True)
+    runs = pd.concat(rows, ignore_index=True).sort_values(
+        "key", key=lambda k: k.map(order), ignore_index=True
+    )
     return runs, pd.concat(curves, ignore_index=True)
 
 
@@ -160,10 +172,14 @@ def _gather(wanted: set[str], folder: pathlib.Path, columns, meta=META[1:]) -> p
     """Rows of the `wanted` keys, wherever in the store they are, in the layout of a pack without
     empty curves."""
     records = (_read_loose(folder, k) for k in _loose(folder) if k in wanted)
-    records = ((m, {n: v for n, v in c.items() if _wanted(n, columns)}) for m, c in filter(None, records))
+    records = (
+        (m, {n: v for n, v in c.items() if _wanted(n, columns)}) for m, c in filter(None, records)
+    )
     parts = list(_batches(records))
     missing = wanted.difference(*(part["key"].to_pylist() for part in parts))
-    for _ in range(2):  # packs that a merge replaces while they are read are found at the second look
+    for _ in range(
+        2
+    ):  # packs that a merge replaces while they are read are found at the second look
         for path, keys in _packs(folder).items() if missing else ():
             here = keys.today & missing
             if here and (rows := _read_pack(path, columns, meta)) is not None:
@@ -171,11 +187,15 @@ def _gather(wanted: set[str], folder: pathlib.Path, columns, meta=META[1:]) -> p
                 parts.append(rows.select(["key", "recipe", *meta, *_not_empty(rows)]))
                 missing -= here
     if missing:
-        raise UserError(f"table: {len(missing)} of {len(wanted)} runs were lost or damaged since they were planned")
+        raise UserError(
+            f"table: {len(missing)} of {len(wanted)} runs were lost or damaged since they were planned"
+        )
     return pa.concat_tables(parts, promote_options="default")
 
 
-def _tabulate(stored: list[Found], folder: pathlib.Path, columns) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tabulate(
+    stored: list[Found], folder: pathlib.Path, columns
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Runs and curves of runs in the store; NaN where a run lacks a curve. Arrow's copy of a curve is freed in passing."""
     records = _gather({f.key for f in stored}, folder, columns)
     position = {k: i for i, k in enumerate(records["key"].to_pylist())}
@@ -209,7 +229,9 @@ def _runs(stored: list[Found], records: pa.Table, order: np.ndarray) -> pd.DataF
     values |= dict(zip(FIELDS, zip(*(flat(f.run).values() for f in stored))))
     values |= {"n_params": [f.run.model.n_params for f in stored]}
     values |= dict(zip(RESULTS, zip(*results)))
-    return pd.DataFrame(values).join(origins.take(origin.indices.to_numpy()[order]).reset_index(drop=True))
+    return pd.DataFrame(values).join(
+        origins.take(origin.indices.to_numpy()[order]).reset_index(drop=True)
+    )
 
 
 def _reachable(row: dict) -> bool:
@@ -257,7 +279,10 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folde
         empty = [name for name in kept_curves if kept_curves[name].isna().all()]
         of_others = [name for name in empty if name not in curves]
         curves = pd.concat([kept_curves.drop(columns=of_others), curves], ignore_index=True)
-    runs, curves = runs.sort_values("key", ignore_index=True), curves.sort_values(["key", "step"], ignore_index=True)
+    runs, curves = (
+        runs.sort_values("key", ignore_index=True),
+        curves.sort_values(["key", "step"], ignore_index=True),
+    )
     for name, frame in (("curves", curves), ("runs", runs)):
         floats = [column for column in frame.columns if frame[column].dtype.kind == "f"]
         content = frame.to_parquet(

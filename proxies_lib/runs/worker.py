@@ -63,5 +63,6 @@ def _train_alone(run: Run, folder: str, trainers: dict, say):
         trainers[compiled] = Trainer(*compiled)
     record(folder, run, dataset, trainers[compiled].train([run], dataset)[0])
 
+
 if __name__ == "__main__":
     work(sys.argv[1], int(sys.argv[2]))

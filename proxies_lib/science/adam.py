@@ -15,11 +15,15 @@ from proxies_lib.optim import HISTOGRAM_RANGE
 
 LEVEL = 0.05  # of the dip test
 
-CORRELATED = 0.5  # ρ at which the simulation has two clear modes: what training's dips are measured against
+CORRELATED = (
+    0.5  # ρ at which the simulation has two clear modes: what training's dips are measured against
+)
 
 BETA1, BETA2 = (0.0, 0.5, 0.8, 0.9, 0.95), (0.9, 0.95, 0.99, 0.999)
 
-SHARES = tuple(np.round(np.linspace(0, 1, 21), 2))  # of ρ, where its first rejected value is looked for
+SHARES = tuple(
+    np.round(np.linspace(0, 1, 21), 2)
+)  # of ρ, where its first rejected value is looked for
 
 
 @functools.lru_cache(maxsize=4)
@@ -37,7 +41,9 @@ def _averages(b1: float, b2: float, n: int, seed: int) -> tuple[np.ndarray, ...]
     return common, first / (1 - b1**steps), second / (1 - b2**steps), square / (1 - b2**steps)
 
 
-def ratio(rho: float, b1: float = 0.9, b2: float = 0.95, n: int = 5000, seed: int = 0) -> np.ndarray:
+def ratio(
+    rho: float, b1: float = 0.9, b2: float = 0.95, n: int = 5000, seed: int = 0
+) -> np.ndarray:
     """r of `n` independent coordinates (n,), once the slower moment has forgotten its start.
 
     Gradients are √ρ·c + √(1−ρ)·ξ_t, c fixed for each coordinate, ξ_t drawn anew at each step, both N(0, 1): ρ is the share of
@@ -78,7 +84,9 @@ def dip_of_histogram(shares, n: int = 4096) -> float:
     """Dip statistic of a histogram of equal bins (bins,), each bin's share spread evenly over the bin: features narrower
     than a bin are not seen. No p-value: coordinates of a layer are not independent."""
     counts = np.round(np.asarray(shares, float) / max(np.sum(shares), 1e-12) * n).astype(int)
-    return dip(np.concatenate([i + (np.arange(c) + 0.5) / c for i, c in enumerate(counts) if c] or [[]]))[0]
+    return dip(
+        np.concatenate([i + (np.arange(c) + 0.5) / c for i, c in enumerate(counts) if c] or [[]])
+    )[0]
 
 
 def first_rejection(b1: float, b2: float, seed: int = 0, n: int = 5000) -> float:
@@ -91,8 +99,10 @@ def first_rejection(b1: float, b2: float, seed: int = 0, n: int = 5000) -> float
 
 def rejections(seed: int = 0, n: int = 2000) -> pd.DataFrame:
     """`first_rejection` over β1 and β2: columns b1, b2, rho."""
-    return pd.DataFrame([(b1, b2, first_rejection(b1, b2, seed, n)) for b1 in BETA1 for b2 in BETA2],
-                        columns=["b1", "b2", "rho"])  # fmt: skip
+    return pd.DataFrame(
+        [(b1, b2, first_rejection(b1, b2, seed, n)) for b1 in BETA1 for b2 in BETA2],
+        columns=["b1", "b2", "rho"],
+    )
 
 
 def distributions(
@@ -104,8 +114,19 @@ def distributions(
         r = ratio(rho, b1, b2, n, seed)
         density, _ = np.histogram(r, edges, density=True)
         statistic, p = dip(r)
-        frames.append(pd.DataFrame({"rho": rho, "left": edges[:-1], "right": edges[1:], "density": density,
-                                    "std": r.std(), "dip": statistic, "p": p}))  # fmt: skip
+        frames.append(
+            pd.DataFrame(
+                {
+                    "rho": rho,
+                    "left": edges[:-1],
+                    "right": edges[1:],
+                    "density": density,
+                    "std": r.std(),
+                    "dip": statistic,
+                    "p": p,
+                }
+            )
+        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -115,14 +136,23 @@ def by_seed(seeds) -> pd.DataFrame:
     rows = []
     for seed in seeds:
         std = ratio(0.0, 0.9, 0.999, 20_000, seed).std()
-        rows.append({"seed": seed, "std": std, "closed_form": std_without_correlation(0.9),
-                     "rho": first_rejection(0.9, 0.95, seed), "dip": dip(ratio(CORRELATED, seed=seed))[0]})  # fmt: skip
+        rows.append(
+            {
+                "seed": seed,
+                "std": std,
+                "closed_form": std_without_correlation(0.9),
+                "rho": first_rejection(0.9, 0.95, seed),
+                "dip": dip(ratio(CORRELATED, seed=seed))[0],
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def shares(points: pd.DataFrame, name: str) -> np.ndarray:
     """A logged histogram, "ratio/embed" or "update/…", of every point: (points, bins)."""
-    columns = sorted((c for c in points if c.startswith(f"{name}/")), key=lambda c: int(c.rsplit("/", 1)[1]))
+    columns = sorted(
+        (c for c in points if c.startswith(f"{name}/")), key=lambda c: int(c.rsplit("/", 1)[1])
+    )
     return points[columns].to_numpy(float)
 
 
@@ -132,5 +162,7 @@ def histograms(points: pd.DataFrame, name: str) -> pd.DataFrame:
     edges = np.linspace(-HISTOGRAM_RANGE, HISTOGRAM_RANGE, found.shape[1] + 1)
     long = points[["key", "method", "seed", "step"]].loc[points.index.repeat(found.shape[1])]
     return long.assign(
-        left=np.tile(edges[:-1], len(points)), right=np.tile(edges[1:], len(points)), share=found.ravel()
+        left=np.tile(edges[:-1], len(points)),
+        right=np.tile(edges[1:], len(points)),
+        share=found.ravel(),
     )

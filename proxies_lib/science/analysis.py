@@ -40,7 +40,9 @@ def where(table: pd.DataFrame, **values) -> pd.DataFrame:
         wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         column = table[name].to_numpy()
         if column.dtype.kind == "f":
-            keep &= np.isclose(column[:, None], np.array(wanted, float), rtol=1e-9, atol=0).any(axis=1)
+            keep &= np.isclose(column[:, None], np.array(wanted, float), rtol=1e-9, atol=0).any(
+                axis=1
+            )
         else:
             keep &= table[name].isin(wanted).to_numpy()
     return table[keep]
@@ -50,7 +52,9 @@ def _summary(per_seed: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     rows = []
     for group, rest in per_seed.groupby(by, sort=False):
         mean, lo, hi = interval(rest[value])
-        rows.append(dict(zip(by, group, strict=True)) | {value: mean, "lo": lo, "hi": hi, "n": len(rest)})
+        rows.append(
+            dict(zip(by, group, strict=True)) | {value: mean, "lo": lo, "hi": hi, "n": len(rest)}
+        )
     return pd.DataFrame(rows)
 
 
@@ -58,9 +62,14 @@ def lr_curves(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Final loss against peak LR: mean, min and max over seeds per (by, lr), with n, diverged runs and run keys."""
     groups = with_loss(runs).groupby([*by, "lr"], as_index=False, sort=False)
     return groups.agg(
-        loss=("loss", "mean"), low=("loss", "min"), high=("loss", "max"), init_loss=("init_loss", "mean"),
-        n=("seed", "nunique"), n_diverged=("diverged", "sum"), keys=("key", " ".join),
-    )  # fmt: skip
+        loss=("loss", "mean"),
+        low=("loss", "min"),
+        high=("loss", "max"),
+        init_loss=("init_loss", "mean"),
+        n=("seed", "nunique"),
+        n_diverged=("diverged", "sum"),
+        keys=("key", " ".join),
+    )
 
 
 def lr_sensitivity_per_seed(runs: pd.DataFrame, by: list[str], window) -> pd.DataFrame:
@@ -69,8 +78,13 @@ def lr_sensitivity_per_seed(runs: pd.DataFrame, by: list[str], window) -> pd.Dat
     rows = []
     for group, rest in where(inside, lr=tuple(window)).groupby([*by, "seed"], sort=False):
         if len(rest) != len(window):
-            raise UserError(f"window={tuple(window)}: {dict(zip([*by, 'seed'], group))} has {len(rest)} of its LRs")
-        rows.append(dict(zip([*by, "seed"], group, strict=True)) | {"S": (rest["loss"] - rest["loss"].min()).mean()})
+            raise UserError(
+                f"window={tuple(window)}: {dict(zip([*by, 'seed'], group))} has {len(rest)} of its LRs"
+            )
+        rows.append(
+            dict(zip([*by, "seed"], group, strict=True))
+            | {"S": (rest["loss"] - rest["loss"].min()).mean()}
+        )
     return pd.DataFrame(rows)
 
 
@@ -79,7 +93,9 @@ def lr_sensitivity(runs: pd.DataFrame, by: list[str], window) -> pd.DataFrame:
     return _summary(lr_sensitivity_per_seed(runs, by, window), by, "S")
 
 
-def sensitivities(runs: pd.DataFrame, by: list[str], study: protocol.Study) -> dict[str, pd.DataFrame]:
+def sensitivities(
+    runs: pd.DataFrame, by: list[str], study: protocol.Study
+) -> dict[str, pd.DataFrame]:
     """S over the scale's window and, beside it, over those of the paper's LRs that all `runs` have, by title."""
     paper = tuple(lr for lr in protocol.PAPER_WINDOW if not where(runs, lr=lr).empty)
     titles = {f"window {study.window[0]:g} – {study.window[-1]:g}": study.window}
@@ -127,16 +143,32 @@ def optimum(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         if 0 < i < len(loss) - 1:
             a, b, _ = np.polyfit(log_lr[i - 1 : i + 2] - best, loss[i - 1 : i + 2] - loss[i], 2)
             best += -b / (2 * a) if a > 0 else 0.0
-        rows.append(dict(zip([*by, "seed"], group, strict=True)) | {"best_loss": loss[i], "best_lr": 10**best})
+        rows.append(
+            dict(zip([*by, "seed"], group, strict=True))
+            | {"best_loss": loss[i], "best_lr": 10**best}
+        )
     return pd.DataFrame(rows)
 
 
 def slopes(per_seed: pd.DataFrame, value: str, x: str = "n_params") -> np.ndarray:
     """Per seed, the least-squares slope of `value` against log10 of `x`."""
-    return np.array([np.polyfit(np.log10(rest[x]), rest[value], 1)[0] for _, rest in per_seed.groupby("seed")])
+    return np.array(
+        [np.polyfit(np.log10(rest[x]), rest[value], 1)[0] for _, rest in per_seed.groupby("seed")]
+    )
 
 
-DESCRIBING = ["key", "method", "d_model", "n_layers", "n_params", "lr", "seed", "steps", "diverged", "init_loss"]
+DESCRIBING = [
+    "key",
+    "method",
+    "d_model",
+    "n_layers",
+    "n_params",
+    "lr",
+    "seed",
+    "steps",
+    "diverged",
+    "init_loss",
+]
 
 
 def curves_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
@@ -161,11 +193,15 @@ def late(runs: pd.DataFrame, curves: pd.DataFrame, names: list[str]) -> pd.DataF
     points = curves_of(runs, curves)
     points = points[points["step"] >= (1 - LATE) * points["steps"]]
     with np.errstate(divide="ignore"):
-        values = np.exp(np.log(points[names]).groupby([points["method"], points["key"]], sort=False).mean())
+        values = np.exp(
+            np.log(points[names]).groupby([points["method"], points["key"]], sort=False).mean()
+        )
     return runs[DESCRIBING].merge(values.reset_index(), on=["method", "key"])
 
 
-def rms_panels(swept: pd.DataFrame, deep: pd.DataFrame, curves: pd.DataFrame, name: str, by_block: list[str]) -> dict:
+def rms_panels(
+    swept: pd.DataFrame, deep: pd.DataFrame, curves: pd.DataFrame, name: str, by_block: list[str]
+) -> dict:
     """`late` values of a quantity for `plots.figure_rms`, as `rms`: against N (a `line` per LR), against LR (per N),
     and, of the runs `deep`, of the columns `by_block` against the block's number (per LR)."""
     seen = late(swept, curves, [name]).rename(columns={name: "rms"})
@@ -186,7 +222,9 @@ def before(observed: pd.DataFrame, step: int, window: int, name: str) -> pd.Seri
     return points.groupby(["method", "seed"], sort=False)[name].median()
 
 
-def spikes(observed: pd.DataFrame, begin: int, length: int, window: int, back: float) -> pd.DataFrame:
+def spikes(
+    observed: pd.DataFrame, begin: int, length: int, window: int, back: float
+) -> pd.DataFrame:
     """Per method and seed, what a disturbance of `length` steps from step `begin` on does to the training loss (nats).
 
     `height`: the highest point of the `window` steps after it, less the median of as many before it. `steps_lost`: from
@@ -202,8 +240,15 @@ def spikes(observed: pd.DataFrame, begin: int, length: int, window: int, back: f
         steady = level.get((method, seed), np.nan)
         healed = after.loc[after["loss"] <= steady + back, "step"]
         end = healed.iloc[0] if len(healed) else run["steps"].iloc[0]
-        rows.append({"key": run["key"].iloc[0], "method": method, "seed": seed, "height": near["loss"].max() - steady,
-                     "steps_lost": end - begin})  # fmt: skip
+        rows.append(
+            {
+                "key": run["key"].iloc[0],
+                "method": method,
+                "seed": seed,
+                "height": near["loss"].max() - steady,
+                "steps_lost": end - begin,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -228,13 +273,19 @@ def probe(runs: pd.DataFrame, curves: pd.DataFrame, share: float) -> pd.DataFram
     lost = excess_loss(runs, ["method", "n_params"])
     best = lost.loc[lost.groupby(["method", "n_params", "seed"])["loss"].idxmin()]
     lost = lost.merge(
-        best[["method", "n_params", "seed", "lr"]], on=["method", "n_params", "seed"], suffixes=("", "_best")
+        best[["method", "n_params", "seed", "lr"]],
+        on=["method", "n_params", "seed"],
+        suffixes=("", "_best"),
     )
-    lost = lost.assign(failed=(lost["excess"] > FAILURE) & (lost["lr"] > lost["lr_best"])).drop_duplicates("key")
+    lost = lost.assign(
+        failed=(lost["excess"] > FAILURE) & (lost["lr"] > lost["lr_best"])
+    ).drop_duplicates("key")
     return at_share(runs, curves, share).merge(lost[["key", "failed"]], on="key")
 
 
-def polynomial_prediction(log_n, log_y, at_log_n: float, degree: int = 2) -> tuple[float, float, float]:
+def polynomial_prediction(
+    log_n, log_y, at_log_n: float, degree: int = 2
+) -> tuple[float, float, float]:
     """A polynomial fit's value at `at_log_n` with the 95 % prediction interval of one new observation.
 
     The degree falls to what the number of distinct sizes allows; without residual degrees of freedom the
@@ -254,23 +305,37 @@ def polynomial_prediction(log_n, log_y, at_log_n: float, degree: int = 2) -> tup
     return value, value - half, value + half
 
 
-def predict_logits(probed: pd.DataFrame, sizes, name: str = "max_attention_logit/0") -> pd.DataFrame:
+def predict_logits(
+    probed: pd.DataFrame, sizes, name: str = "max_attention_logit/0"
+) -> pd.DataFrame:
     """Fig. 9: per LR, a quadratic of log10 `name` in log10 N fitted to `probed`, evaluated at every N of `sizes`."""
     rows = []
     for lr, rest in probed.groupby("lr"):
         for n in sizes:
-            fit = polynomial_prediction(np.log10(rest["n_params"]), np.log10(rest[name]), np.log10(n))
+            fit = polynomial_prediction(
+                np.log10(rest["n_params"]), np.log10(rest[name]), np.log10(n)
+            )
             rows.append(
-                {"lr": lr, "n_params": n, **dict(zip(("predicted", "lo", "hi"), 10 ** np.array(fit), strict=True))}
+                {
+                    "lr": lr,
+                    "n_params": n,
+                    **dict(zip(("predicted", "lo", "hi"), 10 ** np.array(fit), strict=True)),
+                }
             )
     return pd.DataFrame(rows)
 
 
-def score(predicted: pd.DataFrame, held_out: pd.DataFrame, limit: float, name: str = "max_attention_logit/0"):
+def score(
+    predicted: pd.DataFrame,
+    held_out: pd.DataFrame,
+    limit: float,
+    name: str = "max_attention_logit/0",
+):
     """Every held-out run beside its prediction: `inside` its interval, and `foretold`: (predicted > limit) = failed."""
     both = held_out.merge(predicted, on=["n_params", "lr"])
     return both.assign(
-        inside=both[name].between(both["lo"], both["hi"]), foretold=(both["predicted"] > limit) == both["failed"]
+        inside=both[name].between(both["lo"], both["hi"]),
+        foretold=(both["predicted"] > limit) == both["failed"],
     )
 
 
@@ -281,6 +346,14 @@ def extrapolated(best: pd.DataFrame) -> pd.DataFrame:
         rest = rest.sort_values("n_params")
         x, y = np.log10(rest["n_params"].to_numpy()), rest["best_loss"].to_numpy()
         slope, offset = np.polyfit(x[:-1], y[:-1], 1) if len(x) > 2 else (0.0, y[0])
-        rows.append({"method": method, "seed": seed, "n_params": rest["n_params"].max(), "slope": slope, "offset": offset,
-                     "error": y[-1] - (slope * x[-1] + offset)})  # fmt: skip
+        rows.append(
+            {
+                "method": method,
+                "seed": seed,
+                "n_params": rest["n_params"].max(),
+                "slope": slope,
+                "offset": offset,
+                "error": y[-1] - (slope * x[-1] + offset),
+            }
+        )
     return pd.DataFrame(rows)

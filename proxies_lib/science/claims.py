@@ -10,7 +10,9 @@ from proxies_lib.science import analysis
 HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale"
 
 
-def check(claim, figure, statement, measure, values, side: str, threshold: float, note="", unless="") -> dict:
+def check(
+    claim, figure, statement, measure, values, side: str, threshold: float, note="", unless=""
+) -> dict:
     """One verdict from an effect per seed: `side` "above" or "below" the threshold, interval included.
 
     `unless` is the reason, where there is one, why this scale cannot test the claim; a value that is nan is one too.
@@ -30,5 +32,15 @@ def check(claim, figure, statement, measure, values, side: str, threshold: float
         elif verdict == FAILS and (effect > threshold) == (side == "above"):
             note = f"{note}; undecided: the interval includes {threshold:g}".lstrip("; ")
     measure = f"{measure} ({side} {threshold:g})"
-    return {"claim": claim, "figure": figure, "statement": statement, "measure": measure, "effect": effect,
-            "lo": lo, "hi": hi, "n": len(values), "verdict": verdict, "note": note}  # fmt: skip
+    return {
+        "claim": claim,
+        "figure": figure,
+        "statement": statement,
+        "measure": measure,
+        "effect": effect,
+        "lo": lo,
+        "hi": hi,
+        "n": len(values),
+        "verdict": verdict,
+        "note": note,
+    }

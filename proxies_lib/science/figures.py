@@ -23,7 +23,10 @@ def size_of(run: Run) -> tuple[int, int]:
 def like_base(run: Run, study: Study) -> bool:
     """Sizes, learning rates and the arm's own change aside, the protocol of the scale."""
     base = study.base
-    alike = (run.model.vocab_size, run.model.compute_dtype) == (base.model.vocab_size, base.model.compute_dtype)
+    alike = (run.model.vocab_size, run.model.compute_dtype) == (
+        base.model.vocab_size,
+        base.model.compute_dtype,
+    )
     return alike and run.train == base.train and run.hparams.steps == base.hparams.steps
 
 
@@ -35,7 +38,10 @@ def smallest_at_lr_01(run: Run, study: Study) -> bool:
     """Of any length, in the vocabulary and precision of the scale."""
     here = size_of(run) == study.sizes[0] and run.hparams.lr == 0.1
     base = study.base.model
-    return here and (run.model.vocab_size, run.model.compute_dtype) == (base.vocab_size, base.compute_dtype)
+    return here and (run.model.vocab_size, run.model.compute_dtype) == (
+        base.vocab_size,
+        base.compute_dtype,
+    )
 
 
 def largest(run: Run, study: Study) -> bool:
@@ -89,12 +95,18 @@ _FIGURES = (
     Figure("8", "06", "fig08_mu_param", r"standard|µParam \(simple\)"),
     Figure("E.4", "06", "figE04_mu_param_no_qk", r"(standard|µParam \(simple\)), no qk-layernorm"),
     Figure(
-        "E.5", "06", "figE05_mu_param_variants",
-        r"standard|µParam \(\w+\)|µParam \(full\), no qk-layernorm", largest,
+        "E.5",
+        "06",
+        "figE05_mu_param_variants",
+        r"standard|µParam \(\w+\)|µParam \(full\), no qk-layernorm",
+        largest,
     ),
     Figure(
-        "E.6", "06", "figE06_logit_scale",
-        "(standard|logits / d_head)(, no qk-layernorm)?", smallest_and_largest_at_upper_lrs,
+        "E.6",
+        "06",
+        "figE06_logit_scale",
+        "(standard|logits / d_head)(, no qk-layernorm)?",
+        smallest_and_largest_at_upper_lrs,
     ),
     Figure("E.14", "06", "figE14_rms_scaled_lr", "standard|LR × RMS"),
     Figure("9", "07", "fig09_predicted_logits", "without qk-layernorm"),
@@ -112,12 +124,16 @@ _FIGURES = (
     Figure("E.11", "09", "figE11_pointwise_attention", ".* attention"),
     Figure("P2.ratio", "10", "figP2_ratio", None),
     Figure(
-        "P2.stages", "10", "figP2_stages",
+        "P2.stages",
+        "10",
+        "figP2_stages",
         "ε = 1e-[38](, no burst)?|ε = 1e-3, batch × 8",
     ),
     Figure("P2.histograms", "10", "figP2_histograms", "ε = 1e-[38]"),
     Figure(
-        "P2.remedies", "10", "figP2_remedies",
+        "P2.remedies",
+        "10",
+        "figP2_remedies",
         "ε = (1e-[38]|0)|ε from .*|LR / 3|batch / 2|β = .*|embedding gradient / 10|rewind and skip",
     ),
     Figure("P2.batches", "10", "figP2_batches", "every batch new|.*, again and again"),

@@ -24,8 +24,7 @@ START_SECONDS = 180  # for a kernel to answer, on a busy machine
 def sections() -> dict[str, pathlib.Path]:
     """The notebooks by number: {"01": …/01_attention_logit_growth.py}."""
     return {
-        path.name[:2]: path
-        for path in sorted((paths.root() / "notebooks").glob("[0-9][0-9]_*.py"))
+        path.name[:2]: path for path in sorted((paths.root() / "notebooks").glob("[0-9][0-9]_*.py"))
     }
 
 

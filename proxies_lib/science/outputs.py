@@ -20,7 +20,9 @@ from proxies_lib.science.protocol import Study
 
 PUBLISH = "PROXIES_PUBLISH"  # set for this process and its kernels by `--publish`
 
-PROTOCOL = "protocol.json"  # which overrides a label stands for, at which commit it was last written
+PROTOCOL = (
+    "protocol.json"  # which overrides a label stands for, at which commit it was last written
+)
 
 
 def publishing() -> bool:
@@ -56,7 +58,9 @@ def claim(study: Study, commit: str):
     known = _read(path)
     if known is not None and {name: known.get(name) for name in protocol} != protocol:
         changes = ", ".join(f"{name}={value}" for name, value in known.get("overrides", {}).items())
-        config.refuse("label", study.label, f"holds another protocol ({changes}); choose another --label")
+        config.refuse(
+            "label", study.label, f"holds another protocol ({changes}); choose another --label"
+        )
     if known != protocol | {"commit": commit}:
         text = json.dumps(protocol | {"commit": commit}, indent=1) + "\n"
         paths.write_atomically(path, text.encode())

@@ -22,7 +22,9 @@ from proxies_lib.science.protocol import Study
 PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
 
 
-def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.DataFrame, study: Study):
+def save(
+    fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.DataFrame, study: Study
+):
     """Write <name>.{png,svg,csv} to the figures of the study's label; while only reading, write nothing.
 
     The csv holds exactly the plotted numbers, a `panel` column first; png and svg carry scale, overrides, corpus,
@@ -32,32 +34,62 @@ def save(fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.D
         return
     target = outputs.target("figures", study.label)
     seen = {k: sorted(map(str, runs[k].unique())) for k in PROVENANCE}
-    about = {"scale": study.scale, "overrides": dict(study.overrides), "runs": len(runs), **seen,
-             "drawn_at_commit": provenance.commit(), "matplotlib": importlib.metadata.version("matplotlib")}  # fmt: skip
+    about = {
+        "scale": study.scale,
+        "overrides": dict(study.overrides),
+        "runs": len(runs),
+        **seen,
+        "drawn_at_commit": provenance.commit(),
+        "matplotlib": importlib.metadata.version("matplotlib"),
+    }
     text = json.dumps(about, sort_keys=True)
-    for kind, metadata in (("png", {"Description": text}), ("svg", {"Description": text, "Date": None})):
+    for kind, metadata in (
+        ("png", {"Description": text}),
+        ("svg", {"Description": text, "Date": None}),
+    ):
         picture = io.BytesIO()
         fig.savefig(picture, format=kind, metadata=metadata)
         paths.write_atomically(target / f"{name}.{kind}", picture.getvalue())
-    numbers = pd.concat([frame.assign(panel=panel) for panel, frame in frames.items()], ignore_index=True)
+    numbers = pd.concat(
+        [frame.assign(panel=panel) for panel, frame in frames.items()], ignore_index=True
+    )
     numbers = numbers[["panel", *(c for c in numbers.columns if c != "panel")]]
-    paths.write_atomically(target / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode())
+    paths.write_atomically(
+        target / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode()
+    )
+
 
 VERDICTS = (HOLDS, FAILS, UNTESTABLE)
 
 CLAIMS = "claims.csv"
 
-COLUMNS = ["claim", "figure", "section", "statement", "measure", "effect", "lo", "hi", "n", "verdict", "note"]
+COLUMNS = [
+    "claim",
+    "figure",
+    "section",
+    "statement",
+    "measure",
+    "effect",
+    "lo",
+    "hi",
+    "n",
+    "verdict",
+    "note",
+]
 
 
 def structure_only(rows: list[dict], study: Study) -> list[dict]:
     """At smoke scale nothing is learned: every verdict is "not testable", whatever the numbers say."""
     if study.scale != "smoke":
         return rows
-    return [row | {"verdict": UNTESTABLE, "note": "smoke checks the machinery only"} for row in rows]
+    return [
+        row | {"verdict": UNTESTABLE, "note": "smoke checks the machinery only"} for row in rows
+    ]
 
 
-def predict(predicted: pd.DataFrame, fitted: pd.DataFrame, held_out_stored: int, study: Study) -> pd.DataFrame:
+def predict(
+    predicted: pd.DataFrame, fitted: pd.DataFrame, held_out_stored: int, study: Study
+) -> pd.DataFrame:
     """Fig. 9's prediction as it stands in the label's `prediction.csv`, written once for each set of `fitted` runs.
 
     `held_out_stored` says how many of the predicted runs were already trained when it was written. A study that
@@ -89,7 +121,9 @@ def publish(rows: list[dict], section: str, study: Study) -> pd.DataFrame:
         if path.exists() and (others := _read_claims(path)) is not None:
             merged = pd.concat([others[others["section"] != section], mine], ignore_index=True)
         elif path.exists():
-            print(f"{CLAIMS} of {study.label} was damaged: it is begun anew, with section {section}")
+            print(
+                f"{CLAIMS} of {study.label} was damaged: it is begun anew, with section {section}"
+            )
         text = merged.sort_values("section", kind="stable").to_csv(index=False, float_format="%.6g")
         paths.write_atomically(path, text.encode())
     return mine
@@ -134,7 +168,9 @@ def short(rows: pd.DataFrame) -> pd.DataFrame:
         "–" if pd.isna(e) else f"{e:.3g}" if pd.isna(lo) else f"{e:.3g} [{lo:.3g}, {hi:.3g}]"
         for e, lo, hi in zip(rows["effect"], rows["lo"], rows["hi"], strict=True)
     ]
-    return rows.assign(effect=effect)[["figure", "statement", "measure", "effect", "n", "verdict", "note"]]
+    return rows.assign(effect=effect)[
+        ["figure", "statement", "measure", "effect", "n", "verdict", "note"]
+    ]
 
 
 def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
@@ -148,14 +184,18 @@ def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
         folder = outputs.source("figures", label, "") or published
         own = "" if folder == published else "local/"
         up = f"{up}../" if up and outputs.target("figures", label) != published else up
-        names = {path.stem[:2]: path.stem for path in (paths.root() / "notebooks").glob("[0-9]*_*.py")}
+        names = {
+            path.stem[:2]: path.stem for path in (paths.root() / "notebooks").glob("[0-9]*_*.py")
+        }
         stems = [FIGURES[figure].file for figure in rows["figure"]]
         where = f"{up}figures/{own}{label}/"
         links = [
             f"[{section}]({up}papermill_runs/{own}{label}/{names[section]}.ipynb) [csv]({where}{stem}.csv)"
             for section, stem in zip(rows["section"], stems, strict=True)
         ]
-        figures = [f"[{f}]({where}{stem}.png)" for f, stem in zip(rows["figure"], stems, strict=True)]
+        figures = [
+            f"[{f}]({where}{stem}.png)" for f, stem in zip(rows["figure"], stems, strict=True)
+        ]
         shown = shown.assign(figure=figures, **{"notebook, data": links})
     return markdown(shown)
 
@@ -164,9 +204,11 @@ def tally(rows: pd.DataFrame) -> str:
     """How many claims hold, do not, and cannot be tested, in a sentence."""
     n = rows["verdict"].value_counts()
     undecided = rows["note"].str.contains("undecided").sum()
-    return (f"Of {len(rows)} checks on {rows['figure'].nunique()} figures, {n.get(HOLDS, 0)} hold, {n.get(FAILS, 0)} do not "
-            f"({undecided} of them undecided: the interval includes the threshold), and {n.get(UNTESTABLE, 0)} cannot be "
-            "tested at this scale.")  # fmt: skip
+    return (
+        f"Of {len(rows)} checks on {rows['figure'].nunique()} figures, {n.get(HOLDS, 0)} hold, {n.get(FAILS, 0)} do not "
+        f"({undecided} of them undecided: the interval includes the threshold), and {n.get(UNTESTABLE, 0)} cannot be "
+        "tested at this scale."
+    )
 
 
 def against(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -175,7 +217,9 @@ def against(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return both.assign(same=both["verdict"] == both["verdict_other"])
 
 
-def collect(runs: dict[str, list[Run]], study: Study, columns=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(
+    runs: dict[str, list[Run]], study: Study, columns=None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What notebooks call: print the plan, train what is missing if `study.train`, return runs and curves.
 
     `runs` maps the name of a method to its runs; the table has a row per method and run (a run may serve several),
@@ -193,7 +237,10 @@ def collect(runs: dict[str, list[Run]], study: Study, columns=None) -> tuple[pd.
         the_plan = plan(everything)
     table, curves = tables.table(list(the_plan.found), the_plan.folder, layer, columns)
     position = {f.run: i for i, f in enumerate(the_plan.found)}
-    rows = [table.iloc[[position[one] for one in dict.fromkeys(each)]].assign(method=m) for m, each in runs.items()]
+    rows = [
+        table.iloc[[position[one] for one in dict.fromkeys(each)]].assign(method=m)
+        for m, each in runs.items()
+    ]
     return pd.concat(rows, ignore_index=True), curves
 
 
@@ -234,7 +281,10 @@ def _sizes(sizes) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A frame as a Markdown table, without its index."""
-    body = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    body = [
+        [str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)
+    ]
     return "\n".join(
-        "| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *body]
+        "| " + " | ".join(row) + " |"
+        for row in [list(table.columns), ["---"] * len(table.columns), *body]
     )

@@ -17,8 +17,22 @@ class References:
         self.first.folder.mkdir()
         ended = self.first.run(("run", "01", "--scale", "smoke"))
         assert ended.status == 0, ended
-        self.first.run(("run", "01", "--scale", "smoke", "--shard", "1/2", "--engine", "lanes", "--set", "steps=80",
-                        "--store", str(folder / "compiled")))  # fmt: skip
+        self.first.run(
+            (
+                "run",
+                "01",
+                "--scale",
+                "smoke",
+                "--shard",
+                "1/2",
+                "--engine",
+                "lanes",
+                "--set",
+                "steps=80",
+                "--store",
+                str(folder / "compiled"),
+            )
+        )
 
     def of(self, name: str) -> tuple[dict[str, str], float]:
         """What must come out of a target, and the seconds that it takes."""
@@ -70,13 +84,20 @@ def pytest_terminal_summary(terminalreporter):
     groups = collections.defaultdict(list)
     for what, how, figures, passed in LEDGER:
         groups[what, how].append((figures, passed))
-    lines = ["| what | disturbed by | times | died at (s) | finished runs kept | bit-identical in the end |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| what | disturbed by | times | died at (s) | finished runs kept | bit-identical in the end |",
+        "|---|---|---|---|---|---|",
+    ]
     total, whole = 0, 0
     for (what, how), rows in groups.items():
         times = sum(figures.get("times", 1) for figures, _ in rows)
         good = sum(figures.get("times", 1) for figures, passed in rows if passed)
         seconds = sorted(figures["at"] for figures, _ in rows if "at" in figures)
-        kept = sum(figures.get("kept", 0) for figures, _ in rows) if any("kept" in f for f, _ in rows) else "–"
+        kept = (
+            sum(figures.get("kept", 0) for figures, _ in rows)
+            if any("kept" in f for f, _ in rows)
+            else "–"
+        )
         span = f"{seconds[0]:.1f} – {seconds[-1]:.1f}" if seconds else "–"
         lines.append(f"| {what} | {how} | {times} | {span} | {kept} | {good} of {times} |")
         total, whole = total + times, whole + good

@@ -70,7 +70,9 @@ class Ended:
 class Command:
     """A command under way, in a session of its own; its output goes to files, which orphans cannot block."""
 
-    def __init__(self, world: "World", arguments: tuple[str, ...], program: tuple[str, ...] = PROXIES):
+    def __init__(
+        self, world: "World", arguments: tuple[str, ...], program: tuple[str, ...] = PROXIES
+    ):
         logs = world.folder / "logs"
         logs.mkdir(exist_ok=True)
         number = len(list(logs.iterdir())) // 2
@@ -105,7 +107,9 @@ class Command:
             for process in self.family():
                 process.kill()
             raise
-        return Ended(status, self.out.read_text(), self.err.read_text(), time.monotonic() - self.started)
+        return Ended(
+            status, self.out.read_text(), self.err.read_text(), time.monotonic() - self.started
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +152,10 @@ class World:
         mine, found = str(self.path("store")), []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("PROXIES_STORE") == mine and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.environ().get("PROXIES_STORE") == mine
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
@@ -167,10 +174,14 @@ class World:
             path
             for kind in KINDS
             for path in self.path(kind).rglob("*")
-            if path.name.startswith((".", "part-")) or ".failed." in path.name or ".orbax" in path.name
+            if path.name.startswith((".", "part-"))
+            or ".failed." in path.name
+            or ".orbax" in path.name
         ]
         stray += self.path("checkpoints").glob("*")
-        return sorted(str(path.relative_to(self.folder)) for path in stray if path.name not in DOCUMENTED)
+        return sorted(
+            str(path.relative_to(self.folder)) for path in stray if path.name not in DOCUMENTED
+        )
 
 
 DOCUMENTED = (".lock",)  # scratch that may stay: the lock of a node's corpora
@@ -191,7 +202,11 @@ def frame(table: pd.DataFrame) -> str:
 def bits(table: pd.DataFrame) -> dict[str, str]:
     """Every bit of each column, as a digest: NaNs included."""
     columns = {name: table[name].to_numpy() for name in table}
-    texts = {name: "\n".join(values).encode() for name, values in columns.items() if values.dtype == object}
+    texts = {
+        name: "\n".join(values).encode()
+        for name, values in columns.items()
+        if values.dtype == object
+    }
     return {name: digest(texts.get(name, values.tobytes())) for name, values in columns.items()}
 
 
@@ -213,7 +228,9 @@ def published(world: World) -> dict[str, str]:
     """Everything published: the numbers of figures, the verdicts, a prediction, the exported tables."""
     files = [path for kind in ("figures", "papermill_runs") for path in world.label(kind).iterdir()]
     texts = {path.name: path.read_text("utf-8") for path in files if path.suffix == ".csv"}
-    tables = {path.name: frame(pd.read_parquet(path)) for path in files if path.suffix == ".parquet"}
+    tables = {
+        path.name: frame(pd.read_parquet(path)) for path in files if path.suffix == ".parquet"
+    }
     names = {"files": " ".join(sorted(path.name for path in files))}
     return texts | tables | names
 
@@ -242,7 +259,17 @@ def corpus(folder: pathlib.Path, seed: int, documents: int) -> pathlib.Path:
 
 
 def preparation(path: pathlib.Path) -> tuple[str, ...]:
-    return ("data", "prepare", "text", "--path", str(path), "--name", "novel", "--vocab-size", str(VOCABULARY))
+    return (
+        "data",
+        "prepare",
+        "text",
+        "--path",
+        str(path),
+        "--name",
+        "novel",
+        "--vocab-size",
+        str(VOCABULARY),
+    )
 
 
 # ------------------------------------------------------------------ targets
@@ -284,7 +311,11 @@ def _trained(world: World, first: World):
 def _two_sources_and_a_target(world: World, first: World):
     """Section 01's runs in three stores: one of records, one of packs, and the target's own; some are in two."""
     records = sorted(first.records())
-    for place, part in (("store", records[:10]), ("loose", records[5:15]), ("packed", records[15:])):
+    for place, part in (
+        ("store", records[:10]),
+        ("loose", records[5:15]),
+        ("packed", records[15:]),
+    ):
         for path in part:
             target = world.folder / place / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +332,10 @@ def _large_packs(first: World) -> pathlib.Path:
     fingerprint = meta["provenance"]["fingerprint"]
     store.pack(
         folder,
-        ((meta | {"key": config.key(run, fingerprint), "config": config.flat(run)}, curves) for run in _more_runs()),
+        (
+            (meta | {"key": config.key(run, fingerprint), "config": config.flat(run)}, curves)
+            for run in _more_runs()
+        ),
     )
     return folder
 
@@ -350,8 +384,12 @@ def _after_predicting(world: World) -> dict[str, str]:
 
 def _after_merging(world: World) -> dict[str, str]:
     sources = (world.folder / "loose", world.folder / "packed")
-    untouched = {str(path.relative_to(world.folder)): digest(path.read_bytes())
-                 for source in sources for path in source.rglob("*") if path.is_file()}  # fmt: skip
+    untouched = {
+        str(path.relative_to(world.folder)): digest(path.read_bytes())
+        for source in sources
+        for path in source.rglob("*")
+        if path.is_file()
+    }
     return stored(world, runs_asked("01") + _more_runs()) | untouched
 
 
@@ -361,7 +399,9 @@ TARGETS = {
     for target in (
         Target("plan", ("plan", "01", *SMOKE), _trained, _output, (0.1, 0.95)),
         Target("training", _half_section, _compiled, _after_training),
-        Target("training, nothing compiled", _half_section, lambda world, first: None, _after_training),
+        Target(
+            "training, nothing compiled", _half_section, lambda world, first: None, _after_training
+        ),
         Target("publishing", _section, _trained, _after_publishing, (0.4, 0.97)),
         Target("predicting", ("run", "07", *SMOKE), _compiled, _after_predicting, (0.3, 0.97)),
         Target(
