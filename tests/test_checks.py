@@ -4,6 +4,7 @@ import pytest
 
 from proxies_lib import config
 from proxies_lib.science import checks, claims, protocol
+from proxies_lib.science.checks.attention_logits import norm_share
 
 STUDY = protocol.study("laptop")
 
@@ -109,15 +110,11 @@ def test_the_share_of_growth_by_norms_is_one_where_the_cosine_stays():
             "qk_cosine/0": [0.3, 0.3],
         }
     )
-    assert checks._norm_share(curve) == pytest.approx([1.0])
-    assert (
-        checks._norm_share(
-            curve.assign(**{"q_norm/0": 1.0, "k_norm/0": 1.0, "qk_cosine/0": [0.1, 0.9]})
-        )
-        == 0.0
-    )
+    assert norm_share(curve) == pytest.approx([1.0])
+    turned = curve.assign(**{"q_norm/0": 1.0, "k_norm/0": 1.0, "qk_cosine/0": [0.1, 0.9]})
+    assert norm_share(turned) == 0.0
     both = curve.assign(**{"k_norm/0": 1.0, "qk_cosine/0": [0.05, 0.5]})
-    assert checks._norm_share(both) == pytest.approx([0.5])
+    assert norm_share(both) == pytest.approx([0.5])
 
 
 def spiking(height: dict, frozen: float = 0.1):

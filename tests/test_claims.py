@@ -7,7 +7,7 @@ from proxies_lib.science import claims, protocol, report
 
 
 def verdict(values, side="above", threshold=1.0):
-    return claims.check("c", "1", "s", "m", values, side, threshold)
+    return claims.check("c", "1", "s", "m", values, **{side: threshold})
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,18 @@ def test_an_undecided_claim_says_so():
 
 
 def test_a_reason_against_testing_wins_over_the_numbers():
-    row = claims.check("c", "1", "s", "m", [3.0, 3.1], "above", 1.0, unless="too small a model")
+    row = claims.check("c", "1", "s", "m", [3.0, 3.1], above=1.0, unless="too small a model")
     assert (row["verdict"], row["note"], row["effect"]) == (
         claims.UNTESTABLE,
         "too small a model",
         3.05,
     )
+
+
+@pytest.mark.parametrize("thresholds", [{}, {"above": 1.0, "below": 2.0}])
+def test_a_claim_has_one_side(thresholds):
+    with pytest.raises(TypeError, match="above a threshold or below one"):
+        claims.check("c", "1", "s", "m", [1.5], **thresholds)
 
 
 def test_smoke_judges_nothing():

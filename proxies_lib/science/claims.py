@@ -1,6 +1,7 @@
-"""The scoreboard: a claim's effect per seed, its interval, n and verdict; published tables.
+"""A claim's verdict: its effect per seed, the interval of that, n, and on which side it lies.
 
-A claim holds when its whole interval lies on the claimed side of a threshold fixed in `checks`, before the runs.
+A claim holds when its whole interval lies on the claimed side of a threshold. Thresholds are fixed
+in `checks`, before the runs.
 """
 
 import numpy as np
@@ -11,13 +12,26 @@ HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale
 
 
 def check(
-    claim, figure, statement, measure, values, side: str, threshold: float, note="", unless=""
+    claim: str,
+    figure: str,
+    statement: str,
+    measure: str,
+    values,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    note: str = "",
+    unless: str = "",
 ) -> dict:
-    """One verdict from an effect per seed: `side` "above" or "below" the threshold, interval included.
+    """The row of one claim, with its verdict from `values`, an effect per seed.
 
-    `unless` is the reason, where there is one, why this scale cannot test the claim; a value that is nan is one too.
-    A single seed is judged by its value, and the note says so.
+    The claim holds where the interval lies `above`, or `below`, a threshold: give one of the two.
+    A single seed is judged by its value, and the note says so. `unless` is the reason, where there
+    is one, why this scale cannot test the claim; a value that is nan is such a reason too.
     """
+    if (above is None) == (below is None):
+        raise TypeError("a claim holds above a threshold or below one")
+    side, threshold = ("above", above) if below is None else ("below", below)
     values = np.asarray(values, float)
     effect, lo, hi = analysis.interval(values)
     if not unless and (not len(values) or np.isnan(values).any()):
@@ -25,18 +39,13 @@ def check(
     if unless:
         verdict, note = UNTESTABLE, unless
     else:
-        edge = {"above": lo, "below": hi}[side] if len(values) > 1 else effect
-        verdict = HOLDS if (edge > threshold if side == "above" else edge < threshold) else FAILS
-        if len(values) == 1:
-            note = f"{note}; one seed, no interval".lstrip("; ")
-        elif verdict == FAILS and (effect > threshold) == (side == "above"):
-            note = f"{note}; undecided: the interval includes {threshold:g}".lstrip("; ")
-    measure = f"{measure} ({side} {threshold:g})"
+        verdict, remark = _judge(values, side, threshold)
+        note = "; ".join(text for text in (note, remark) if text)
     return {
         "claim": claim,
         "figure": figure,
         "statement": statement,
-        "measure": measure,
+        "measure": f"{measure} ({side} {threshold:g})",
         "effect": effect,
         "lo": lo,
         "hi": hi,
@@ -44,3 +53,18 @@ def check(
         "verdict": verdict,
         "note": note,
     }
+
+
+def _judge(values: np.ndarray, side: str, threshold: float) -> tuple[str, str]:
+    """The verdict, and what a reader should know about it, or ""."""
+    effect, lo, hi = analysis.interval(values)
+    if len(values) == 1:
+        lo = hi = effect
+    # The end of the interval that is nearest to the wrong side decides.
+    inside = lo > threshold if side == "above" else hi < threshold
+    verdict = HOLDS if inside else FAILS
+    if len(values) == 1:
+        return verdict, "one seed, no interval"
+    if verdict == FAILS and (effect > threshold) == (side == "above"):
+        return verdict, f"undecided: the interval includes {threshold:g}"
+    return verdict, ""

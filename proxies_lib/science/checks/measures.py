@@ -1,0 +1,59 @@
+"""What the checks of several sections share: logged quantities, selections, an effect per seed."""
+
+import numpy as np
+import pandas as pd
+
+from proxies_lib import config
+from proxies_lib.science import analysis
+from proxies_lib.science.analysis import where
+from proxies_lib.science.checks.thresholds import DECAY_ACTS
+from proxies_lib.science.protocol import Study
+
+BY = ["method", "n_params"]  # the columns that make one curve of loss against LR
+
+# Names of logged quantities. P1 shows an early layer: block 0.
+LOGIT = "max_attention_logit/0"
+GRADIENT = "grad_rms/blocks/0/mlp_in/kernel"
+UPDATE = "update_rms/blocks/0/mlp_in/kernel"
+KEY_GRADIENT = "grad_rms/blocks/0/attention/key/kernel"
+
+FORCED = "forced by raising ε"  # the note of a check that makes the paper's regime, not finds it
+
+
+def series(frame: pd.DataFrame, value: str, **selected) -> pd.Series:
+    """`value` of the rows that `where` selects, by seed and N.
+
+    Arithmetic of two such series pairs equal seeds and sizes.
+    """
+    return where(frame, **selected).set_index(["seed", "n_params"])[value]
+
+
+def difference(frame: pd.DataFrame, value: str, method: str, less: str, **selected) -> pd.Series:
+    """`value` of one `method` less that of the method `less`, by seed and N."""
+    minuend = series(frame, value, method=method, **selected)
+    return minuend - series(frame, value, method=less, **selected)
+
+
+def per_seed(values: pd.Series, how: str = "mean") -> np.ndarray:
+    """One number per seed: the mean over the sizes, or the "min" or "max" of them."""
+    return values.groupby("seed").agg(how).to_numpy()
+
+
+def log_slopes(frame: pd.DataFrame, value: str, x: str = "n_params") -> np.ndarray:
+    """Per seed, decades of `value` per decade of `x`."""
+    return analysis.slopes(frame.assign(decades=np.log10(frame[value])), "decades", x)
+
+
+def decays_nothing(decay: float, study: Study) -> str:
+    """Why an independent `decay` cannot be tested in trainings of this length, or ""."""
+    acts = decay * study.base.hparams.steps
+    if acts >= DECAY_ACTS:
+        return ""
+    return f"λ · steps is {acts:.2g} here, 10 in the paper: λ = {decay:g} does nothing"
+
+
+def same_as_base(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The runs of the base's steps, vocabulary, precision and batch."""
+    flat = config.flat(study.base)
+    names = ("steps", "vocab_size", "compute_dtype", "batch_size")
+    return where(table, **{name: flat[name] for name in names})
