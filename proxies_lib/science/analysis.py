@@ -1,7 +1,12 @@
-"""From the table of runs to the paper's quantities: LR curves, LR sensitivity, optima, fits, intervals. Frame → frame.
+"""From the table of runs to the paper's quantities: LR curves, S, optima, fits, intervals.
 
-`by` names the columns that make one curve, usually ["method", "n_params"]. Groups keep the order of the table.
+Every function takes frames and returns a frame, or numbers per seed; none reads or writes a file.
+Losses are in nats per token: ℓ is a run's final loss, ℓ0 its loss before training, ℓ* the lowest ℓ
+of a curve. `by` names the columns that make one curve of loss against LR, usually
+["method", "n_params"]. Groups keep the order of the table.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -18,48 +23,57 @@ CONFIDENCE = 0.95
 
 
 def with_loss(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with `loss` = min(ℓ, ℓ0), a diverged run counting as ℓ0 (P1, section 2.2), in nats per token."""
+    """`runs` with `loss` = min(ℓ, ℓ0); a diverged run counts as ℓ0 (P1, section 2.2)."""
     loss = runs["final_loss"].where(~runs["diverged"], np.inf).fillna(np.inf)
     return runs.assign(loss=np.minimum(loss, runs["init_loss"]))
 
 
 def interval(values) -> tuple[float, float, float]:
-    """Mean of one number per seed, with its 95 % Student t interval; one value has no interval (nan)."""
+    """Mean of one number per seed, with its 95 % Student t interval.
+
+    One value has no interval (nan), and no values have no mean either.
+    """
     values = np.asarray(values, float)
     n = len(values)
-    if n < 2:
-        return (float(values.mean()) if n else np.nan), np.nan, np.nan
+    if n == 0:
+        return np.nan, np.nan, np.nan
+    mean = float(values.mean())
+    if n == 1:
+        return mean, np.nan, np.nan
     half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    return mean, float(values.mean() - half), float(values.mean() + half)
 
 
 def where(table: pd.DataFrame, **values) -> pd.DataFrame:
-    """The rows whose columns have these values, floats compared with tolerance; a list or tuple allows several."""
+    """The rows whose columns have these values; a list or tuple allows several.
+
+    Floats are compared with a relative tolerance of 1e-9: an LR of 0.1 may be 0.1 + 1e-16.
+    """
     keep = np.ones(len(table), bool)
     for name, wanted in values.items():
-        wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        allowed = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         column = table[name].to_numpy()
         if column.dtype.kind == "f":
-            keep &= np.isclose(column[:, None], np.array(wanted, float), rtol=1e-9, atol=0).any(
-                axis=1
-            )
+            allowed = np.array(allowed, float)
+            # rows × allowed values
+            equal = np.isclose(column[:, None], allowed, rtol=1e-9, atol=0)
+            keep &= equal.any(axis=1)
         else:
-            keep &= table[name].isin(wanted).to_numpy()
+            keep &= table[name].isin(allowed).to_numpy()
     return table[keep]
 
 
-def _summary(per_seed: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
-    rows = []
-    for group, rest in per_seed.groupby(by, sort=False):
-        mean, lo, hi = interval(rest[value])
-        rows.append(
-            dict(zip(by, group, strict=True)) | {value: mean, "lo": lo, "hi": hi, "n": len(rest)}
-        )
-    return pd.DataFrame(rows)
+def _groups(frame: pd.DataFrame, columns: list[str]) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """The rows of every group, with the values of `columns` that name it."""
+    for values, rows in frame.groupby(columns, sort=False):
+        yield dict(zip(columns, values, strict=True)), rows
 
 
 def lr_curves(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Final loss against peak LR: mean, min and max over seeds per (by, lr), with n, diverged runs and run keys."""
+    """Final loss against peak LR: mean, min and max over seeds per (by, lr).
+
+    Each row has `n`, the number of seeds, `n_diverged`, and the `keys` of its runs.
+    """
     groups = with_loss(runs).groupby([*by, "lr"], as_index=False, sort=False)
     return groups.agg(
         loss=("loss", "mean"),
@@ -73,90 +87,105 @@ def lr_curves(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def lr_sensitivity_per_seed(runs: pd.DataFrame, by: list[str], window) -> pd.DataFrame:
-    """S of every seed: mean over the window's LRs of min(ℓ, ℓ0) − ℓ*, ℓ* the best of them (P1, section 2.2)."""
-    inside = with_loss(runs)
+    """LR sensitivity S of every curve and seed, in nats (P1, section 2.2).
+
+    S is the mean over the LRs of `window` of min(ℓ, ℓ0) − ℓ*, with ℓ* the best of them. Raises
+    UserError where a curve lacks an LR of the window: S over fewer is another quantity.
+    """
+    inside = where(with_loss(runs), lr=tuple(window))
     rows = []
-    for group, rest in where(inside, lr=tuple(window)).groupby([*by, "seed"], sort=False):
-        if len(rest) != len(window):
-            raise UserError(
-                f"window={tuple(window)}: {dict(zip([*by, 'seed'], group))} has {len(rest)} of its LRs"
-            )
-        rows.append(
-            dict(zip([*by, "seed"], group, strict=True))
-            | {"S": (rest["loss"] - rest["loss"].min()).mean()}
-        )
+    for labels, curve in _groups(inside, [*by, "seed"]):
+        if len(curve) != len(window):
+            raise UserError(f"window={tuple(window)}: {labels} has {len(curve)} of its LRs")
+        above_best = curve["loss"] - curve["loss"].min()
+        rows.append(labels | {"S": above_best.mean()})
     return pd.DataFrame(rows)
 
 
 def lr_sensitivity(runs: pd.DataFrame, by: list[str], window) -> pd.DataFrame:
-    """LR sensitivity S per group: mean over seeds with interval and n."""
-    return _summary(lr_sensitivity_per_seed(runs, by, window), by, "S")
+    """S of every curve: mean over seeds, `lo` and `hi` of its interval, `n` seeds."""
+    rows = []
+    for labels, seeds in _groups(lr_sensitivity_per_seed(runs, by, window), by):
+        mean, lo, hi = interval(seeds["S"])
+        rows.append(labels | {"S": mean, "lo": lo, "hi": hi, "n": len(seeds)})
+    return pd.DataFrame(rows)
 
 
 def sensitivities(
     runs: pd.DataFrame, by: list[str], study: protocol.Study
 ) -> dict[str, pd.DataFrame]:
-    """S over the scale's window and, beside it, over those of the paper's LRs that all `runs` have, by title."""
+    """S, by title, over the scale's window and over those of the paper's LRs that `runs` have."""
     paper = tuple(lr for lr in protocol.PAPER_WINDOW if not where(runs, lr=lr).empty)
-    titles = {f"window {study.window[0]:g} – {study.window[-1]:g}": study.window}
+    windows = {f"window {study.window[0]:g} – {study.window[-1]:g}": study.window}
     if paper != tuple(study.window):
-        titles[f"the paper's LRs {paper[0]:g} – {paper[-1]:g}"] = paper
-    return {title: lr_sensitivity(runs, by, window) for title, window in titles.items()}
+        windows[f"the paper's LRs {paper[0]:g} – {paper[-1]:g}"] = paper
+    return {title: lr_sensitivity(runs, by, window) for title, window in windows.items()}
 
 
 def diverging_lr(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Per group and seed, the peak LR above the optimum at which training fails, interpolated in log LR.
+    """Per curve and seed, the peak LR above the optimum at which training fails: `diverging_lr`.
 
-    Failing: ℓ ≥ ℓ* + FAILURE·(ℓ0 − ℓ*). nan where no LR of the grid fails.
+    Failing is ℓ ≥ ℓ* + FAILURE·(ℓ0 − ℓ*), interpolated in log LR; nan where no LR of the grid
+    fails.
     """
     rows = []
-    for group, rest in with_loss(runs).groupby([*by, "seed"], sort=False):
-        rest = rest.sort_values("lr")
-        loss, log_lr = rest["loss"].to_numpy(), np.log10(rest["lr"].to_numpy())
-        level = loss.min() + FAILURE * (rest["init_loss"].to_numpy()[0] - loss.min())
+    for labels, curve in _groups(with_loss(runs), [*by, "seed"]):
+        curve = curve.sort_values("lr")
+        loss, log_lr = curve["loss"].to_numpy(), np.log10(curve["lr"].to_numpy())
+        level = loss.min() + FAILURE * (curve["init_loss"].to_numpy()[0] - loss.min())
         best = int(loss.argmin())
-        above = np.flatnonzero(loss[best:] >= level)
+        failing = np.flatnonzero(loss[best:] >= level)
         found = np.nan
-        if len(above):
-            j = best + above[0]
+        if len(failing):
+            # Between the last LR below the level and the first at or above it.
+            j = best + failing[0]
             share = (level - loss[j - 1]) / (loss[j] - loss[j - 1])
             found = 10 ** (log_lr[j - 1] + share * (log_lr[j] - log_lr[j - 1]))
-        rows.append(dict(zip([*by, "seed"], group, strict=True)) | {"diverging_lr": found})
+        rows.append(labels | {"diverging_lr": found})
     return pd.DataFrame(rows)
 
 
 def excess_loss(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Every run's share of the learning lost against the best LR of its group and seed: (ℓ − ℓ*)/(ℓ0 − ℓ*)."""
+    """`runs` with `excess`, the share of the learning lost against the best LR of its curve.
+
+    It is (ℓ − ℓ*)/(ℓ0 − ℓ*), ℓ* of the same seed: 0 at the best LR, 1 where nothing is learned.
+    """
     runs = with_loss(runs)
     best = runs.groupby([*by, "seed"])["loss"].transform("min")
     return runs.assign(excess=(runs["loss"] - best) / (runs["init_loss"] - best))
 
 
 def optimum(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Per group and seed, `best_loss` over the LRs and `best_lr`, the vertex of a parabola in log LR around it."""
+    """Per curve and seed, `best_loss` over the LRs, and `best_lr` between them.
+
+    `best_lr` is the vertex of the parabola in log LR through the best point and its neighbours; at
+    an end of the grid it is that end.
+    """
     rows = []
-    for group, rest in with_loss(runs).groupby([*by, "seed"], sort=False):
-        rest = rest.sort_values("lr")
-        loss, log_lr = rest["loss"].to_numpy(), np.log10(rest["lr"].to_numpy())
+    for labels, curve in _groups(with_loss(runs), [*by, "seed"]):
+        curve = curve.sort_values("lr")
+        loss, log_lr = curve["loss"].to_numpy(), np.log10(curve["lr"].to_numpy())
         i = int(loss.argmin())
         best = log_lr[i]
         if 0 < i < len(loss) - 1:
-            a, b, _ = np.polyfit(log_lr[i - 1 : i + 2] - best, loss[i - 1 : i + 2] - loss[i], 2)
+            around = slice(i - 1, i + 2)
+            a, b, _ = np.polyfit(log_lr[around] - best, loss[around] - loss[i], 2)
+            # Equal losses make no vertex.
             best += -b / (2 * a) if a > 0 else 0.0
-        rows.append(
-            dict(zip([*by, "seed"], group, strict=True))
-            | {"best_loss": loss[i], "best_lr": 10**best}
-        )
+        rows.append(labels | {"best_loss": loss[i], "best_lr": 10**best})
     return pd.DataFrame(rows)
 
 
 def slopes(per_seed: pd.DataFrame, value: str, x: str = "n_params") -> np.ndarray:
     """Per seed, the least-squares slope of `value` against log10 of `x`."""
-    return np.array(
-        [np.polyfit(np.log10(rest[x]), rest[value], 1)[0] for _, rest in per_seed.groupby("seed")]
-    )
+    found = []
+    for _, rows in per_seed.groupby("seed"):
+        slope, _ = np.polyfit(np.log10(rows[x]), rows[value], 1)
+        found.append(slope)
+    return np.array(found)
 
 
+# The columns of a run that go with its logged points.
 DESCRIBING = [
     "key",
     "method",
@@ -172,52 +201,62 @@ DESCRIBING = [
 
 
 def curves_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The logged points of `runs`, each with its run's configuration (and `point`, where runs have one), in the order of the runs."""
-    columns = [*DESCRIBING, *(["point"] if "point" in runs else [])]
-    return runs[columns].merge(curves, on="key").copy()  # in one piece
+    """The logged points of `runs`, each with the columns DESCRIBING its run, in the runs' order.
+
+    Runs that have a `point` (of a figure) keep it.
+    """
+    columns = [*DESCRIBING, "point"] if "point" in runs else DESCRIBING
+    # The copy is in one piece: a merge leaves hundreds of blocks, slow to add columns to.
+    return runs[columns].merge(curves, on="key").copy()
 
 
 def at(runs: pd.DataFrame, points) -> pd.DataFrame:
-    """The runs at (d_model, n_layers, lr) `points`, with the point's position as `point`."""
-    picked = []
+    """The runs at (d_model, n_layers, lr) `points`, with the point's position as `point`.
+
+    Raises UserError where a point has no run.
+    """
+    found = []
     for i, (d_model, n_layers, lr) in enumerate(points):
         here = where(runs, d_model=d_model, n_layers=n_layers, lr=lr)
         if here.empty:
             raise UserError(f"figure2={(d_model, n_layers, lr)}: no such run in the grid")
-        picked.append(here.assign(point=i))
-    return pd.concat(picked, ignore_index=True)
+        found.append(here.assign(point=i))
+    return pd.concat(found, ignore_index=True)
 
 
 def late(runs: pd.DataFrame, curves: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """A row per run: the geometric mean of each logged quantity over the last LATE of the training."""
+    """A row per run: the geometric mean of each logged quantity over the last LATE of training."""
     points = curves_of(runs, curves)
     points = points[points["step"] >= (1 - LATE) * points["steps"]]
-    with np.errstate(divide="ignore"):
-        values = np.exp(
-            np.log(points[names]).groupby([points["method"], points["key"]], sort=False).mean()
-        )
-    return runs[DESCRIBING].merge(values.reset_index(), on=["method", "key"])
+    with np.errstate(divide="ignore"):  # the mean of values of which one is 0 is 0
+        logs = np.log(points[names])
+        means = np.exp(logs.groupby([points["method"], points["key"]], sort=False).mean())
+    return runs[DESCRIBING].merge(means.reset_index(), on=["method", "key"])
 
 
 def rms_panels(
     swept: pd.DataFrame, deep: pd.DataFrame, curves: pd.DataFrame, name: str, by_block: list[str]
-) -> dict:
-    """`late` values of a quantity for `plots.figure_rms`, as `rms`: against N (a `line` per LR), against LR (per N),
-    and, of the runs `deep`, of the columns `by_block` against the block's number (per LR)."""
+) -> dict[str, pd.DataFrame]:
+    """The three panels of `plots.figure_rms`: `late` values of a quantity, as `rms`.
+
+    By the quantity on the x axis: "n_params" (a `line` per LR) and "lr" (a line per N) of the runs
+    `swept`; "block" (a line per LR) of the runs `deep`, from the columns `by_block`.
+    """
     seen = late(swept, curves, [name]).rename(columns={name: "rms"})
+    seen = seen[["key", "seed", "n_params", "lr", "rms"]]
+    numbers = {column: number for number, column in enumerate(by_block)}
     blocks = late(deep, curves, by_block)[["key", "seed", "lr", *by_block]]
-    blocks = blocks.set_axis(["key", "seed", "lr", *range(len(by_block))], axis=1)
+    blocks = blocks.rename(columns=numbers)
     blocks = blocks.melt(["key", "seed", "lr"], var_name="block", value_name="rms")
-    columns = ["key", "seed", "n_params", "lr", "rms"]
     return {
-        "n_params": seen[columns].assign(line=seen["lr"], line_of="lr"),
-        "lr": seen[columns].assign(line=seen["n_params"], line_of="n_params"),
+        "n_params": seen.assign(line=seen["lr"], line_of="lr"),
+        "lr": seen.assign(line=seen["n_params"], line_of="n_params"),
         "block": blocks.assign(line=blocks["lr"], line_of="lr"),
     }
 
 
 def before(observed: pd.DataFrame, step: int, window: int, name: str) -> pd.Series:
-    """Median of a logged quantity over the points of the `window` steps before `step`, by method and seed."""
+    """Median of a logged quantity over the `window` steps before `step`, by method and seed."""
     points = observed[observed["step"].between(step - window, step - 1)]
     return points.groupby(["method", "seed"], sort=False)[name].median()
 
@@ -225,27 +264,39 @@ def before(observed: pd.DataFrame, step: int, window: int, name: str) -> pd.Seri
 def spikes(
     observed: pd.DataFrame, begin: int, length: int, window: int, back: float
 ) -> pd.DataFrame:
-    """Per method and seed, what a disturbance of `length` steps from step `begin` on does to the training loss (nats).
+    """What a burst of `length` steps from step `begin` on does to the training loss (nats).
 
-    `height`: the highest point of the `window` steps after it, less the median of as many before it. `steps_lost`: from
-    `begin` to the first point after it that is within `back` of that median, or to the end. Points that hold steps of
-    the disturbance are left out, and so must be the rest of the point in which it ends: let it end with one.
+    Per method and seed: `height`, the highest point of the `window` steps after the burst, less
+    the level, the median of as many before it. `steps_lost`, from `begin` to the first point after
+    the burst that is within `back` of the level, or to the end of training.
+
+    A logged point stands at its last step; its loss is the mean of its steps. With a point every 4
+    steps and a burst of 5 steps from 23 on:
+
+        steps    16–19   20–23   24–27   28–31   …
+        point      19      23      27      31
+        burst               23 – 27
+        taken    before                  after   …
+
+    The points at 23 and 27 hold steps of the burst and are left out. A burst must end with a point,
+    as this one does at 27: else the rest of that point's steps would be left out with it.
     """
     rows = []
-    level = before(observed, begin, window, "loss")
+    levels = before(observed, begin, window, "loss")
     for (method, seed), run in observed.groupby(["method", "seed"], sort=False):
-        every = int(run["step"].iloc[0]) + 1  # steps of a point
-        after = run[run["step"] >= begin + length - 1 + every]
+        steps_of_a_point = int(run["step"].iloc[0]) + 1
+        last_of_burst = begin + length - 1
+        after = run[run["step"] >= last_of_burst + steps_of_a_point]
         near = after[after["step"] < begin + length + window]
-        steady = level.get((method, seed), np.nan)
-        healed = after.loc[after["loss"] <= steady + back, "step"]
+        level = levels.get((method, seed), np.nan)
+        healed = after.loc[after["loss"] <= level + back, "step"]
         end = healed.iloc[0] if len(healed) else run["steps"].iloc[0]
         rows.append(
             {
                 "key": run["key"].iloc[0],
                 "method": method,
                 "seed": seed,
-                "height": near["loss"].max() - steady,
+                "height": near["loss"].max() - level,
                 "steps_lost": end - begin,
             }
         )
@@ -253,54 +304,62 @@ def spikes(
 
 
 def remedies(table: pd.DataFrame, spikes: pd.DataFrame) -> pd.DataFrame:
-    """The runs with their spikes, `loss` and `tokens_lost`. A run that went back lost the steps that it threw away, those
-    of the disturbance included."""
+    """The runs with their spikes, `loss` and `tokens_lost`.
+
+    A run that went back lost the steps that it threw away, those of the burst included.
+    """
     runs = with_loss(table).merge(spikes, on=["key", "method", "seed"])
-    thrown = runs["rare_batch"] + runs["rare_batches"] - runs["skip_step"]
-    runs["steps_lost"] = runs["steps_lost"].where(runs["skip_step"] == 0, thrown)
-    return runs.assign(tokens_lost=runs["steps_lost"] * runs["batch_size"] * runs["seq_len"])
+    end_of_burst = runs["rare_batch"] + runs["rare_batches"]
+    went_back = runs["skip_step"] != 0
+    steps_lost = runs["steps_lost"].mask(went_back, end_of_burst - runs["skip_step"])
+    tokens_lost = steps_lost * runs["batch_size"] * runs["seq_len"]
+    return runs.assign(steps_lost=steps_lost, tokens_lost=tokens_lost)
 
 
 def at_share(runs: pd.DataFrame, curves: pd.DataFrame, share: float) -> pd.DataFrame:
-    """The first logged point of every run at or after `share` of its training; runs that ended before have none."""
+    """The first logged point of every run at or after `share` of its training.
+
+    Runs that ended before have none.
+    """
     points = curves_of(runs, curves)
     points = points[points["step"] + 1 >= share * points["steps"]]
     return points.groupby(["method", "key"], sort=False, as_index=False).first()
 
 
 def probe(runs: pd.DataFrame, curves: pd.DataFrame, share: float) -> pd.DataFrame:
-    """`at_share`, with `failed`: whether the run lost more than FAILURE of what its best LR, a lower one, learned."""
+    """`at_share`, with `failed`: the run lost more than FAILURE, at an LR above the best one."""
+    curve = ["method", "n_params", "seed"]
     lost = excess_loss(runs, ["method", "n_params"])
-    best = lost.loc[lost.groupby(["method", "n_params", "seed"])["loss"].idxmin()]
-    lost = lost.merge(
-        best[["method", "n_params", "seed", "lr"]],
-        on=["method", "n_params", "seed"],
-        suffixes=("", "_best"),
-    )
-    lost = lost.assign(
-        failed=(lost["excess"] > FAILURE) & (lost["lr"] > lost["lr_best"])
-    ).drop_duplicates("key")
+    best = lost.loc[lost.groupby(curve)["loss"].idxmin(), [*curve, "lr"]]
+    lost = lost.merge(best, on=curve, suffixes=("", "_best"))
+    # Too low an LR learns little too, but does not fail.
+    failed = (lost["excess"] > FAILURE) & (lost["lr"] > lost["lr_best"])
+    lost = lost.assign(failed=failed).drop_duplicates("key")
     return at_share(runs, curves, share).merge(lost[["key", "failed"]], on="key")
 
 
 def polynomial_prediction(
     log_n, log_y, at_log_n: float, degree: int = 2
 ) -> tuple[float, float, float]:
-    """A polynomial fit's value at `at_log_n` with the 95 % prediction interval of one new observation.
+    """A polynomial fit's value at `at_log_n`, and the 95 % prediction interval of one observation.
 
-    The degree falls to what the number of distinct sizes allows; without residual degrees of freedom the
-    interval is nan.
+    The degree falls to what the number of distinct sizes allows. Without residual degrees of
+    freedom the interval is nan.
     """
     log_n, log_y = np.asarray(log_n, float), np.asarray(log_y, float)
     degree = min(degree, len(np.unique(log_n)) - 1)
-    design, new = np.vander(log_n, degree + 1), np.vander([at_log_n], degree + 1)[0]
+    # Powers of log N: of the observations (n, degree + 1), and of the new one (degree + 1,).
+    design = np.vander(log_n, degree + 1)
+    new = np.vander([at_log_n], degree + 1)[0]
     weights = np.linalg.lstsq(design, log_y, rcond=None)[0]
-    freedom = len(log_y) - degree - 1
     value = float(new @ weights)
+    freedom = len(log_y) - degree - 1
     if freedom < 1:
         return value, np.nan, np.nan
+    # The variance of a new observation is that of the residuals and that of the fit itself.
     variance = np.square(log_y - design @ weights).sum() / freedom
-    spread = np.sqrt(variance * (1 + new @ np.linalg.pinv(design.T @ design) @ new))
+    leverage = new @ np.linalg.pinv(design.T @ design) @ new
+    spread = np.sqrt(variance * (1 + leverage))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread)
     return value, value - half, value + half
 
@@ -308,20 +367,17 @@ def polynomial_prediction(
 def predict_logits(
     probed: pd.DataFrame, sizes, name: str = "max_attention_logit/0"
 ) -> pd.DataFrame:
-    """Fig. 9: per LR, a quadratic of log10 `name` in log10 N fitted to `probed`, evaluated at every N of `sizes`."""
+    """Fig. 9: per LR, a quadratic of log10 `name` in log10 N, fitted to `probed`.
+
+    A row per LR and N of `sizes`: `predicted`, with `lo` and `hi` of its prediction interval.
+    """
     rows = []
-    for lr, rest in probed.groupby("lr"):
+    for lr, points in probed.groupby("lr"):
+        log_n, log_y = np.log10(points["n_params"]), np.log10(points[name])
         for n in sizes:
-            fit = polynomial_prediction(
-                np.log10(rest["n_params"]), np.log10(rest[name]), np.log10(n)
-            )
-            rows.append(
-                {
-                    "lr": lr,
-                    "n_params": n,
-                    **dict(zip(("predicted", "lo", "hi"), 10 ** np.array(fit), strict=True)),
-                }
-            )
+            fit = polynomial_prediction(log_n, log_y, np.log10(n))
+            predicted, lo, hi = 10 ** np.array(fit)
+            rows.append({"lr": lr, "n_params": n, "predicted": predicted, "lo": lo, "hi": hi})
     return pd.DataFrame(rows)
 
 
@@ -330,8 +386,12 @@ def score(
     held_out: pd.DataFrame,
     limit: float,
     name: str = "max_attention_logit/0",
-):
-    """Every held-out run beside its prediction: `inside` its interval, and `foretold`: (predicted > limit) = failed."""
+) -> pd.DataFrame:
+    """Every probed run of the held-out size beside its prediction.
+
+    `inside`: its logit lies in the prediction interval. `foretold`: the predicted logit is above
+    `limit` and the run failed, or neither.
+    """
     both = held_out.merge(predicted, on=["n_params", "lr"])
     return both.assign(
         inside=both[name].between(both["lo"], both["hi"]),
@@ -340,17 +400,21 @@ def score(
 
 
 def extrapolated(best: pd.DataFrame) -> pd.DataFrame:
-    """Fig. E.3: per series and seed, best loss as a line in log10 N fitted on all but the largest N: `error` there."""
+    """Fig. E.3: per series and seed, a line of best loss in log10 N through all but the largest N.
+
+    `slope` and `offset` are the line's, `error` is the largest model's loss above it. Two sizes
+    leave one to fit: the line is flat.
+    """
     rows = []
-    for (method, seed), rest in best.groupby(["method", "seed"], sort=False):
-        rest = rest.sort_values("n_params")
-        x, y = np.log10(rest["n_params"].to_numpy()), rest["best_loss"].to_numpy()
+    for (method, seed), series in best.groupby(["method", "seed"], sort=False):
+        series = series.sort_values("n_params")
+        x, y = np.log10(series["n_params"].to_numpy()), series["best_loss"].to_numpy()
         slope, offset = np.polyfit(x[:-1], y[:-1], 1) if len(x) > 2 else (0.0, y[0])
         rows.append(
             {
                 "method": method,
                 "seed": seed,
-                "n_params": rest["n_params"].max(),
+                "n_params": series["n_params"].max(),
                 "slope": slope,
                 "offset": offset,
                 "error": y[-1] - (slope * x[-1] + offset),

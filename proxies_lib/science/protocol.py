@@ -1,4 +1,4 @@
-"""The protocol of each scale, fixed before any run."""
+"""The protocol of each scale, fixed before any run: sizes, learning rates, seeds, windows."""
 
 import dataclasses
 import functools
@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from proxies_lib.config import (
     FIELDS,
-    HyperParams,
-    ModelConfig,
     Run,
-    TrainConfig,
     _typed,
     component,
     digest,
@@ -22,96 +19,198 @@ from proxies_lib.config import (
 
 @dataclass(frozen=True)
 class Study:
-    """The protocol of one scale, fixed before any run: what notebooks sweep, and over which LR window S is taken.
+    """The protocol of one scale: what the notebooks sweep, and over which LR window S is taken.
 
-    `window` is the scale's window of peak learning rates for S, three decades shifted with the optimum as P1's
-    appendix B advises; PAPER_WINDOW is shown beside it. `widths`, `depths` and `joint` are the series of Figs 7 and
-    E.3. `figure2` are the (size, LR) pairs of Fig. 2, `warmups` shares of the steps (Fig. 5). Fig. 9 is fitted on the
-    sizes `fitted` and predicts `held_out`. Fig. 4 lengthens training by `horizon` and tries other `vocabularies`.
-    Section 10 looks at one size, `adam`. `train` trains what the store lacks; `publish` writes figures and verdicts.
+    A size is (d_model, n_layers). Lists of sizes grow with N.
     """
 
     scale: str
-    base: Run
-    sizes: tuple  # (d_model, n_layers), growing N
+    base: Run  # what every run of the scale has in common
+    sizes: tuple
     lrs: tuple
     seeds: tuple
+    # Peak LRs over which S is taken, three decades, shifted with the scale's optimum as P1's
+    # appendix B advises. S over PAPER_WINDOW is shown beside it.
     window: tuple
-    widths: tuple
+    widths: tuple  # the series of sizes of Figs 7 and E.3
     depths: tuple
     joint: tuple
-    figure2: tuple
-    warmups: tuple
-    fitted: tuple
-    held_out: tuple
-    adam: tuple
-    horizon: int = 2
-    vocabularies: tuple = ()
-    train: bool = False
-    publish: bool = False
-    overrides: tuple = ()
-    name: str = ""
+    figure2: tuple  # the points of Fig. 2: (d_model, n_layers, lr)
+    warmups: tuple  # shares of the steps (Fig. 5)
+    fitted: tuple  # Fig. 9 is fitted on these sizes …
+    held_out: tuple  # … and predicts these
+    adam: tuple  # the size of section 10
+    horizon: int = 2  # Fig. 4 trains up to this many times longer …
+    vocabularies: tuple = ()  # … and with these vocabularies too
+    train: bool = False  # train what the store lacks
+    publish: bool = False  # write figures and verdicts
+    overrides: tuple = ()  # what one changed: (name, JSON value), sorted
+    name: str = ""  # the name that one gave to a protocol of one's own
 
     @property
     def label(self) -> str:
-        """Folder name of the outputs: the scale, or the scale and the name of a protocol of one's own.
+        """Folder name of the outputs: the scale, or the scale and the name of one's own protocol.
 
-        Without a name a changed protocol has the hash of what it changes, so two never share a folder.
+        Without a name a changed protocol has the hash of what it changes: two never share a folder.
         """
-        name = self.name or (digest(dict(self.overrides))[:8] if self.overrides else "")
+        name = self.name
+        if self.overrides and not name:
+            name = digest(dict(self.overrides))[:8]
         return f"{self.scale}-{name}" if name else self.scale
 
     @property
     def upper(self) -> tuple:
-        """The five highest LRs of the window: figures of the appendix that have no S are drawn over these."""
+        """The five highest LRs of the window, for figures of the appendix that have no S."""
         return self.window[-5:]
 
     @property
     def matched_decay(self) -> float:
-        """The independent decay with P1's λ · steps, one digit: λ alone says little about a much shorter training."""
-        return float(
-            f"{PAPER_RUN.hparams.weight_decay * PAPER_RUN.hparams.steps / self.base.hparams.steps:.1g}"
-        )
+        """The independent decay with P1's λ · steps, to one digit.
+
+        λ alone says little about a much shorter training: the weights shrink by λ · steps.
+        """
+        paper = PAPER_RUN.hparams
+        decay = paper.weight_decay * paper.steps / self.base.hparams.steps
+        return float(f"{decay:.1g}")
 
 
 def burst(steps: int, every: int) -> tuple[dict, dict]:
-    """Where section 10 disturbs a training of `steps`, observed at the last step of each `every`, as fields of a run: half-way,
-    for 2 % of the steps, first and last one observed; and what goes back to a few points before it and leaves it out."""
-    begin, length, back = (
-        steps // 2 + every - 1,
-        max(1, steps // 48 // every) * every + 1,
-        4 * every - 1,
-    )
+    """Where section 10 disturbs a training of `steps` that logs a point `every` steps.
+
+    Two sets of fields of a run. The burst of rare batches begins half-way and takes 2 % of the
+    steps; its first and its last step are logged points. The remedy "rewind and skip" goes back to
+    a few points before the burst and leaves it out, up to one point after it.
+    """
+    begin = steps // 2 + every - 1
+    length = max(1, steps // 48 // every) * every + 1
+    back = 4 * every - 1
+    rare = {"rare_batch": begin, "rare_batches": length}
     skip = {"skip_step": begin - back, "skip_batches": back + length + every}
-    return {"rare_batch": begin, "rare_batches": length}, skip
+    return rare, skip
 
 
-PAPER_RUN = Run()
+PAPER_RUN = Run()  # the defaults of a run are P1's, section 2.1
 
 PAPER_WINDOW = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 PAPER_WARMUPS = (0.0005, 0.005, 0.05, 0.1, 0.25)
 
 
-def _base(data, d_head, vocab, seq, dtype, batch, log_every, evals, steps, warmup) -> Run:
-    return Run(
-        data,
-        ModelConfig(d_head, 1, d_head, vocab, seq, "per_head", dtype),
-        TrainConfig(batch, log_every, evals),
-        HyperParams(steps=steps, warmup_steps=warmup),
+@functools.cache
+def scales() -> dict[str, Study]:
+    """The four scales. Warm-up is 5 % of the steps everywhere, as in P1."""
+    return {"smoke": _smoke(), "laptop": _laptop(), "gpu": _gpu(), "paper": _paper()}
+
+
+def _smoke() -> Study:
+    """Runs every line in minutes, and judges nothing."""
+    base = replace(
+        PAPER_RUN,
+        data="synthetic",
+        d_model=8,
+        n_layers=1,
+        d_head=8,
+        vocab_size=64,
+        seq_len=32,
+        compute_dtype="float32",
+        batch_size=4,
+        log_every=5,
+        eval_batches=4,
+        steps=40,
+        warmup_steps=2,
+    )
+    return Study(
+        "smoke",
+        base,
+        sizes=((8, 1), (16, 1)),
+        lrs=(1e-2, 1e-1, 1.0),
+        seeds=(0, 1),
+        window=(1e-2, 1e-1, 1.0),
+        widths=((8, 1), (16, 1)),
+        depths=((8, 1), (8, 2)),
+        joint=((8, 1), (16, 2)),
+        figure2=((8, 1, 1.0), (16, 1, 1e-1)),
+        warmups=(0.05, 0.25),
+        fitted=((8, 1), (16, 1)),
+        held_out=((24, 1),),
+        adam=(8, 2),
     )
 
 
-@functools.cache
-def scales() -> dict[str, Study]:
-    """The four scales. Warm-up is 5 % of the steps everywhere, as in P1.
+def _laptop() -> Study:
+    """N grows by width at two layers: the same runs serve sections 01, 05 (widths) and 07 (fit)."""
+    lrs = (*PAPER_WINDOW, 1.0)
+    base = replace(
+        PAPER_RUN,
+        data="stdlib",
+        d_model=16,
+        n_layers=1,
+        d_head=16,
+        # The largest with which the largest model learns as much as a bigram model, in 384 steps.
+        vocab_size=256,
+        seq_len=64,
+        compute_dtype="float32",
+        batch_size=8,
+        # The first logged point is at 2 % of the training, as Fig. 9's probe.
+        log_every=8,
+        eval_batches=20,
+        steps=384,
+        warmup_steps=19,
+    )
+    return Study(
+        "laptop",
+        base,
+        sizes=((16, 2), (32, 2), (64, 2)),
+        lrs=lrs,
+        seeds=(0, 1, 2),
+        window=lrs[1:],
+        widths=((16, 2), (32, 2), (64, 2)),
+        depths=((32, 2), (32, 4), (32, 8)),
+        joint=((16, 1), (32, 2), (48, 4)),
+        figure2=((16, 2, 3e-1), (64, 2, 1e-1)),
+        warmups=PAPER_WARMUPS[1:],  # 0.05 % would be no step
+        fitted=((16, 2), (32, 2), (48, 2), (64, 2)),
+        held_out=((128, 2),),
+        adam=(32, 4),
+        horizon=8,
+        vocabularies=(2048,),
+    )
 
-    On a laptop N grows by width at two layers: the same runs are then the width series of section 05 and the fit of
-    section 07. Its vocabulary is the largest with which the largest model learns as much from 384 steps as a bigram
-    model does; its first logged point is at 2 % of the training, as Fig. 9's probe. A warm-up of 0.05 % would be no step.
-    """
-    half_decades = (*PAPER_WINDOW, 1.0)
-    named = (
+
+def _gpu() -> Study:
+    base = replace(
+        PAPER_RUN,
+        d_model=64,
+        n_layers=1,
+        seq_len=256,
+        batch_size=64,
+        log_every=50,
+        eval_batches=40,
+        steps=10_000,
+        warmup_steps=500,
+    )
+    return Study(
+        "gpu",
+        base,
+        sizes=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)),
+        lrs=(*PAPER_WINDOW, 1.0),
+        seeds=(0, 1),
+        window=PAPER_WINDOW,
+        widths=((128, 6), (256, 6), (512, 6)),
+        depths=((256, 3), (256, 6), (256, 12), (256, 24)),
+        joint=((128, 3), (256, 3), (512, 3), (512, 6)),
+        figure2=((256, 3, 1e-1), (768, 6, 3e-2)),
+        warmups=PAPER_WARMUPS,
+        fitted=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)),
+        held_out=((1024, 12),),
+        adam=(512, 6),
+        horizon=4,
+    )
+
+
+def _paper() -> Study:
+    """P1's own sizes, steps and batch, with one seed."""
+    sizes = (
         (256, 3),
         (512, 3),
         (512, 6),
@@ -122,140 +221,93 @@ def scales() -> dict[str, Study]:
         (2048, 24),
         (4096, 24),
     )
-    return {
-        "smoke": Study(
-            "smoke",
-            _base("synthetic", 8, 64, 32, "float32", 4, 5, 4, 40, 2),
-            sizes=((8, 1), (16, 1)),
-            lrs=(1e-2, 1e-1, 1.0),
-            seeds=(0, 1),
-            window=(1e-2, 1e-1, 1.0),
-            widths=((8, 1), (16, 1)),
-            depths=((8, 1), (8, 2)),
-            joint=((8, 1), (16, 2)),
-            figure2=((8, 1, 1.0), (16, 1, 1e-1)),
-            warmups=(0.05, 0.25),
-            fitted=((8, 1), (16, 1)),
-            held_out=((24, 1),),
-            adam=(8, 2),
-        ),
-        "laptop": Study(
-            "laptop",
-            _base("stdlib", 16, 256, 64, "float32", 8, 8, 20, 384, 19),
-            sizes=((16, 2), (32, 2), (64, 2)),
-            lrs=half_decades,
-            seeds=(0, 1, 2),
-            window=half_decades[1:],
-            widths=((16, 2), (32, 2), (64, 2)),
-            depths=((32, 2), (32, 4), (32, 8)),
-            joint=((16, 1), (32, 2), (48, 4)),
-            figure2=((16, 2, 3e-1), (64, 2, 1e-1)),
-            warmups=PAPER_WARMUPS[1:],
-            fitted=((16, 2), (32, 2), (48, 2), (64, 2)),
-            held_out=((128, 2),),
-            adam=(32, 4),
-            horizon=8,
-            vocabularies=(2048,),
-        ),
-        "gpu": Study(
-            "gpu",
-            _base("c4", 64, 32101, 256, "bfloat16", 64, 50, 40, 10_000, 500),
-            sizes=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)),
-            lrs=half_decades,
-            seeds=(0, 1),
-            window=PAPER_WINDOW,
-            widths=((128, 6), (256, 6), (512, 6)),
-            depths=((256, 3), (256, 6), (256, 12), (256, 24)),
-            joint=((128, 3), (256, 3), (512, 3), (512, 6)),
-            figure2=((256, 3, 1e-1), (768, 6, 3e-2)),
-            warmups=PAPER_WARMUPS,
-            fitted=((128, 3), (256, 3), (512, 3), (512, 6), (768, 6)),
-            held_out=((1024, 12),),
-            adam=(512, 6),
-            horizon=4,
-        ),
-        "paper": Study(
-            "paper",
-            _base("c4", 64, 32101, 512, "bfloat16", 256, 100, 20, 100_000, 5_000),
-            sizes=named,
-            lrs=PAPER_WINDOW,
-            seeds=(0,),
-            window=PAPER_WINDOW,
-            widths=((256, 6), (512, 6), (1024, 6), (2048, 6)),
-            depths=((512, 3), (512, 6), (512, 12), (512, 24), (512, 48), (512, 96)),
-            joint=named[:-1],
-            figure2=((512, 3, 1e-1), (4096, 24, 1e-2)),
-            warmups=PAPER_WARMUPS,
-            fitted=named[:-1],
-            held_out=named[-1:],
-            adam=(1024, 12),
-            horizon=1,
-        ),
-    }
+    return Study(
+        "paper",
+        replace(PAPER_RUN, d_model=64, n_layers=1),
+        sizes=sizes,
+        lrs=PAPER_WINDOW,
+        seeds=(0,),
+        window=PAPER_WINDOW,
+        widths=((256, 6), (512, 6), (1024, 6), (2048, 6)),
+        depths=((512, 3), (512, 6), (512, 12), (512, 24), (512, 48), (512, 96)),
+        joint=sizes[:-1],
+        figure2=((512, 3, 1e-1), (4096, 24, 1e-2)),
+        warmups=PAPER_WARMUPS,
+        fitted=sizes[:-1],
+        held_out=sizes[-1:],
+        adam=(1024, 12),
+        horizon=1,
+    )
 
 
+# A field that the notebooks sweep → the list of a study that one sets instead.
 SWEPT = {"lr": "lrs", "seed": "seeds", "d_model": "sizes", "n_layers": "sizes"}
+
+LISTS = ("sizes", "lrs", "seeds")
 
 
 def study(
     scale: str, overrides: dict | None = None, train: bool = False, publish: bool = False
 ) -> Study:
-    """The protocol of `scale`, with `overrides` of its lists (sizes, lrs, seeds) or of any field of a run.
+    """The protocol of `scale`, with `overrides` of LISTS or of any field of a run.
 
     The override `label` changes no run: it names the folder of the outputs, <scale>-<label>.
-    Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list instead).
+    Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list
+    instead).
     """
     if not isinstance(scale, str) or scale not in scales():
         refuse("scale", scale, f"must be one of {', '.join(scales())}")
     if not isinstance(overrides or {}, dict):
         refuse("overrides", overrides, "must be a dictionary of names and values")
     overrides = dict(overrides or {})
-    own_name = (
-        component("label", _typed("label", overrides.pop("label"), str))
-        if "label" in overrides
-        else ""
-    )
+    own_name = ""
+    if "label" in overrides:
+        own_name = component("label", _typed("label", overrides.pop("label"), str))
     chosen, fields, lists = scales()[scale], {}, {}
     for name, value in overrides.items():
-        if name in SWEPT:
-            kind = int if name != "lr" else float
-            _typed(name, value, kind)
-            refuse(name, value, f"is swept by the notebooks; set {SWEPT[name]} instead")
-        if name in ("sizes", "lrs", "seeds"):
+        if name in LISTS:
             lists[name] = _typed_list(name, value)
-        elif name in FIELDS:
+        elif name in FIELDS and name not in SWEPT:
             fields[name] = value
         else:
-            allowed = ", ".join(
-                ["label", "sizes", "lrs", "seeds", *(f for f in FIELDS if f not in SWEPT)]
-            )
-            refuse(name, value, f"unknown parameter; allowed are {allowed}")
-    if "lrs" in lists:
-        lists["window"] = lists["lrs"]
-    if "sizes" in lists or "lrs" in lists:
-        sizes, lrs = lists.get("sizes", chosen.sizes), lists.get("lrs", chosen.lrs)
-        lists["figure2"] = ((*sizes[0], lrs[-1]), (*sizes[-1], lrs[-1]))
-    if "sizes" in lists:
-        lists |= dict.fromkeys(("widths", "depths", "joint", "fitted"), sizes)
+            _refuse_override(name, value)
+    lists |= _following(lists, chosen)
     base = replace(chosen.base, **fields)
-    grid(
-        base,
-        {
-            ("d_model", "n_layers"): lists.get("sizes", chosen.sizes),
-            "lr": lists.get("lrs", chosen.lrs),
-        },
-    )
+    # Every run of the sweeps must be possible: `grid` raises where one is not.
+    sizes, lrs = lists.get("sizes", chosen.sizes), lists.get("lrs", chosen.lrs)
+    grid(base, {("d_model", "n_layers"): sizes, "lr": lrs})
     grid(base, {"seed": lists.get("seeds", chosen.seeds)})
-    changed = tuple(sorted((k, json.dumps(v)) for k, v in overrides.items()))
     return dataclasses.replace(
         chosen,
         base=base,
         train=train,
         publish=publish or train,
-        overrides=changed,
+        overrides=tuple(sorted((name, json.dumps(value)) for name, value in overrides.items())),
         name=own_name,
         **lists,
     )
+
+
+def _refuse_override(name: str, value):
+    if name in SWEPT:
+        kind = int if name != "lr" else float
+        _typed(name, value, kind)
+        refuse(name, value, f"is swept by the notebooks; set {SWEPT[name]} instead")
+    allowed = ["label", *LISTS, *(field for field in FIELDS if field not in SWEPT)]
+    refuse(name, value, f"unknown parameter; allowed are {', '.join(allowed)}")
+
+
+def _following(lists: dict, chosen: Study) -> dict:
+    """The lists of a study that follow from those that one sets."""
+    sizes, lrs = lists.get("sizes", chosen.sizes), lists.get("lrs", chosen.lrs)
+    following = {}
+    if "lrs" in lists:
+        following["window"] = lrs
+    if "sizes" in lists or "lrs" in lists:
+        following["figure2"] = ((*sizes[0], lrs[-1]), (*sizes[-1], lrs[-1]))
+    if "sizes" in lists:
+        following |= dict.fromkeys(("widths", "depths", "joint", "fitted"), sizes)
+    return following
 
 
 def _typed_list(name: str, value):
