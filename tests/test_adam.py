@@ -33,25 +33,21 @@ def test_all_shares_come_from_the_same_noise_by_linearity(rho):
 
 
 def test_modes():
-    tables = {rho: rest for rho, rest in adam.distributions((0.0, 0.1, 0.5, 0.9)).groupby("rho")}
-    assert tables[0.0]["p"].iloc[0] > 0.5 and tables[0.1]["p"].iloc[0] > 0.5
+    histograms = dict(list(adam.distributions((0.0, 0.1, 0.5, 0.9)).groupby("rho")))
+    assert histograms[0.0]["p"].iloc[0] > 0.5 and histograms[0.1]["p"].iloc[0] > 0.5
     for rho, mode in ((0.5, 0.83), (0.9, 0.97)):
-        rest = tables[rho]
-        centre = (rest["left"] + rest["right"]) / 2
-        assert rest["p"].iloc[0] < 1e-3
-        assert abs(centre[rest["density"].idxmax()]) == pytest.approx(mode, abs=0.05)
-    for rest in tables.values():
-        assert (rest["density"] * (rest["right"] - rest["left"])).sum() == pytest.approx(
-            1, abs=1e-6
-        )
+        bins = histograms[rho]
+        centre = (bins["left"] + bins["right"]) / 2
+        assert bins["p"].iloc[0] < 1e-3
+        assert abs(centre[bins["density"].idxmax()]) == pytest.approx(mode, abs=0.05)
+    for bins in histograms.values():
+        area = (bins["density"] * (bins["right"] - bins["left"])).sum()
+        assert area == pytest.approx(1, abs=1e-6)
 
 
 def test_first_rejection_is_where_no_larger_share_is_accepted(monkeypatch):
-    rejected = {
-        0.1,
-        0.3,
-        *(rho for rho in adam.SHARES if rho > 0.4),
-    }  # 0.1 and 0.3 by chance, 0.35 and 0.4 not
+    rejected = {rho for rho in adam.SHARES if rho > 0.4}
+    rejected |= {0.1, 0.3}  # by chance: 0.35 and 0.4 are not
     monkeypatch.setattr(adam, "ratio", lambda rho, *_: rho)
     monkeypatch.setattr(adam, "dip", lambda rho: (0.0, 0.049 if rho in rejected else 0.051))
     assert adam.first_rejection(0.9, 0.95) == 0.45
@@ -63,7 +59,10 @@ def test_first_rejection_is_where_no_larger_share_is_accepted(monkeypatch):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_two_modes_from_a_share_of_three_tenths_when_coordinates_are_many(seed):
-    """Of fewer the dip test sees them later, it is a matter of power: from 0.3 or 0.35 of 5000, 0.35 or 0.4 of 2000."""
+    """The dip test sees them later in fewer: from 0.3 or 0.35 of 5000, from 0.35 or 0.4 of 2000.
+
+    That is a matter of the test's power.
+    """
     assert adam.first_rejection(0.9, 0.95, seed, n=50_000) == 0.3
 
 
@@ -71,19 +70,16 @@ def test_a_seed_gives_its_own_draws_again():
     first, other = adam.ratio(0.5, seed=1), adam.ratio(0.5, seed=2)
     adam._averages.cache_clear()
     np.testing.assert_array_equal(adam.ratio(0.5, seed=1), first)
-    assert abs(np.corrcoef(first, other)[0, 1]) < 0.06 and np.std(first) == pytest.approx(
-        np.std(other), rel=0.05
-    )
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.06
+    assert np.std(first) == pytest.approx(np.std(other), rel=0.05)
 
 
 def test_dips_of_samples_and_of_their_histogram_agree():
     rng = np.random.default_rng(0)
-    one, two = (
-        rng.normal(0, 0.3, 4096),
-        np.concatenate([rng.normal(-0.8, 0.2, 2048), rng.normal(0.8, 0.2, 2048)]),
-    )
-    assert adam.dip(one)[1] > 0.5 and adam.dip(two)[1] < 1e-3
-    for values in (one, two):
+    one_mode = rng.normal(0, 0.3, 4096)
+    two_modes = np.concatenate([rng.normal(-0.8, 0.2, 2048), rng.normal(0.8, 0.2, 2048)])
+    assert adam.dip(one_mode)[1] > 0.5 and adam.dip(two_modes)[1] < 1e-3
+    for values in (one_mode, two_modes):
         shares = np.histogram(values, 48, (-1.5, 1.5))[0] / 4096
         assert adam.dip_of_histogram(shares) == pytest.approx(adam.dip(values)[0], abs=0.006)
 
@@ -92,9 +88,8 @@ def test_degenerate_distributions_have_one_mode():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert adam.dip(np.zeros(100)) == (0.0, 1.0) and adam.dip([]) == (0.0, 1.0)
-        assert (
-            adam.dip_of_histogram(np.zeros(8)) == 0 and adam.dip_of_histogram([0, 0, 1.0, 0]) < 1e-3
-        )
+        assert adam.dip_of_histogram(np.zeros(8)) == 0
+        assert adam.dip_of_histogram([0, 0, 1.0, 0]) < 1e-3
 
 
 def test_more_correlation_is_needed_with_a_shorter_first_moment():
@@ -126,8 +121,5 @@ def test_logged_histograms_are_read_in_the_order_of_their_bins():
     ]
     tidy = adam.histograms(points, "ratio/embed")
     assert tidy["share"].tolist() == [*range(12), *(10 + i for i in range(12))]
-    assert (
-        tidy["left"].iloc[0] == -1.5
-        and tidy["right"].iloc[11] == 1.5
-        and tidy["key"].tolist() == 12 * ["a"] + 12 * ["b"]
-    )
+    assert tidy["left"].iloc[0] == -1.5 and tidy["right"].iloc[11] == 1.5
+    assert tidy["key"].tolist() == 12 * ["a"] + 12 * ["b"]

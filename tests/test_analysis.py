@@ -59,9 +59,8 @@ def test_diverging_lr_is_interpolated_above_the_optimum_only():
     # ℓ* = 2, ℓ0 = 5: failing at 2.3; between 1e-2 (2.0) and 1e-1 (2.6) half-way in log LR
     found = analysis.diverging_lr(frame([4.9, 2.0, 2.6]), ["n_params"])["diverging_lr"].item()
     assert found == pytest.approx(10**-1.5)
-    assert np.isnan(
-        analysis.diverging_lr(frame([4.9, 2.0, 2.2]), ["n_params"])["diverging_lr"].item()
-    )
+    stable = analysis.diverging_lr(frame([4.9, 2.0, 2.2]), ["n_params"])
+    assert np.isnan(stable["diverging_lr"].item())
 
 
 def test_curves_tell_seeds_spread_and_divergence():
@@ -83,10 +82,8 @@ def test_where_compares_floats_with_tolerance_and_allows_several_values():
 def test_the_optimum_is_the_vertex_of_the_parabola_around_the_best_lr():
     losses = 2.0 + (np.log10(LRS) + 2.2) ** 2
     found = analysis.optimum(frame(losses), ["n_params"])
-    assert (
-        found["best_lr"].item() == pytest.approx(10**-2.2)
-        and found["best_loss"].item() == losses.min()
-    )
+    assert found["best_lr"].item() == pytest.approx(10**-2.2)
+    assert found["best_loss"].item() == losses.min()
     edge = analysis.optimum(frame([1.0, 2.0, 3.0]), ["n_params"])
     assert edge["best_lr"].item() == pytest.approx(1e-3)
 
@@ -97,11 +94,8 @@ def test_a_run_fails_only_above_the_best_lr():
         {"key": np.repeat(runs["key"].to_numpy(), 2), "step": [4, 9] * 3, "loss": 1.0}
     )
     probed = analysis.probe(runs, curves, 0.6)
-    assert probed["failed"].tolist() == [False, False, True] and probed["step"].tolist() == [
-        9,
-        9,
-        9,
-    ]
+    assert probed["failed"].tolist() == [False, False, True]
+    assert probed["step"].tolist() == [9, 9, 9]
     assert analysis.probe(runs, curves, 0.5)["step"].tolist() == [4, 4, 4]
 
 
@@ -149,7 +143,10 @@ def test_slopes_are_per_decade_of_n_and_seed():
 
 
 def disturbed(after, end: int = 80) -> pd.DataFrame:
-    """A curve of points of 4 steps at loss 3.0; steps 23 to 27 are disturbed, so the points at 23 and 27; then `after`."""
+    """A curve of points of 4 steps at loss 3.0; steps 23 to 27 are disturbed; then `after`.
+
+    So the points at 23 and 27 are.
+    """
     steps = np.arange(3, end, 4)
     loss = np.where(np.isin(steps, (23, 27)), 9.0, np.where(steps < 23, 3.0, after(steps)))
     return pd.DataFrame(
@@ -160,9 +157,8 @@ def disturbed(after, end: int = 80) -> pd.DataFrame:
 def test_a_spike_is_the_highest_point_after_the_disturbance_above_the_level_before():
     falling = disturbed(lambda step: 3.0 + np.maximum(0.0, (51 - step) / 10))
     found = analysis.spikes(falling, 23, 5, 16, 0.05).iloc[0]
-    assert (
-        found["height"] == pytest.approx(2.0) and found["steps_lost"] == 51 - 23
-    )  # the first clean point is at 31
+    # the first clean point is at 31
+    assert found["height"] == pytest.approx(2.0) and found["steps_lost"] == 51 - 23
     quiet = analysis.spikes(disturbed(lambda step: 3.0), 23, 5, 16, 0.05).iloc[0]
     assert quiet["height"] == 0 and quiet["steps_lost"] == 31 - 23
     lasting = analysis.spikes(disturbed(lambda step: 4.0), 23, 5, 16, 0.05).iloc[0]

@@ -10,7 +10,7 @@ STUDY = protocol.study("laptop")
 
 
 def table(losses: dict, sizes=((16, 2), (32, 2), (64, 2)), lrs=STUDY.window) -> pd.DataFrame:
-    """Runs whose loss is `losses[method](log10 LR, log10 N)`, of three seeds that differ by a little."""
+    """Runs whose loss is `losses[method](log10 LR, log10 N)`; three seeds differ by a little."""
     rows = []
     for method, loss in losses.items():
         for d, n_layers in sizes:
@@ -87,17 +87,12 @@ def test_a_fixed_optimum_is_told_from_a_moving_one():
         "logits / d_head",
         "logits / d_head" + off,
     ]
-    found = verdicts(
-        checks.mu_param(
-            table({n: moving if n.startswith("standard") else fixed for n in names}), None, STUDY
-        )
-    )
+    losses = {name: moving if name.startswith("standard") else fixed for name in names}
+    found = verdicts(checks.mu_param(table(losses), None, STUDY))
     assert found["8-optimum"] == found["E14-optimum"] == claims.HOLDS
     found = verdicts(checks.mu_param(table(dict.fromkeys(names, fixed)), None, STUDY))
-    assert (
-        found["8-optimum"] == found["E14-optimum"] == claims.FAILS
-        and found["8-loss"] == claims.HOLDS
-    )
+    assert found["8-optimum"] == found["E14-optimum"] == claims.FAILS
+    assert found["8-loss"] == claims.HOLDS
 
 
 def test_the_share_of_growth_by_norms_is_one_where_the_cosine_stays():
@@ -118,7 +113,10 @@ def test_the_share_of_growth_by_norms_is_one_where_the_cosine_stays():
 
 
 def spiking(height: dict, frozen: float = 0.1):
-    """Section 10's frames, made up: `height` of the spike by method, updates of raised ε shrunk by `frozen`."""
+    """Section 10's frames, made up.
+
+    `height` of the spike by method; `frozen`: the factor of updates under a raised ε.
+    """
     quiet = ["ε = 1e-8, no burst", "ε = 1e-3, no burst"]
     arms = [
         *quiet,
@@ -149,11 +147,8 @@ def spiking(height: dict, frozen: float = 0.1):
     raised, burst = points["method"].str.startswith("ε = 1e-3"), ~points["method"].isin(quiet)
     step = np.tile([187, 191, 195, 383], len(runs))
     lift = np.where((step == 195) & burst, 10.0, 1.0)
-    update = (
-        np.where(raised, frozen, 1.0)
-        * lift
-        * np.where(points["method"] == "float8_e4m3fn, loss × 1", 0.01, 1.0)
-    )
+    underflow = np.where(points["method"] == "float8_e4m3fn, loss × 1", 0.01, 1.0)
+    update = np.where(raised, frozen, 1.0) * lift * underflow
     cosine = (
         np.where(raised, 0.3, 0.1)
         + 0.2 * points["method"].str.contains("× 8")
@@ -185,7 +180,5 @@ def test_the_stages_and_remedies_of_a_spike_are_told_apart():
         checks.adam_instability(*spiking({"ε = 1e-3": 0.1, "rewind and skip": 0.5}, frozen=1.0))
     )
     failing = {"P2-3-frozen", "P2-5-spike", "P2-5-epsilon", "P2-remedy-skip", "P2-remedy-lr"}
-    assert (
-        all(found[name] == claims.FAILS for name in failing)
-        and found["P2-full-batch"] == claims.HOLDS
-    )
+    assert all(found[name] == claims.FAILS for name in failing)
+    assert found["P2-full-batch"] == claims.HOLDS

@@ -13,7 +13,7 @@ PLAIN = {"E.3", "P2.ratio"}  # their csv has no run keys: best losses over LRs; 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
 def test_a_committed_figure_shows_the_runs_that_the_registry_says(scale):
-    """Run keys in the csv of each figure are those of the runs its row picks from the notebook's grid."""
+    """Run keys in the csv of a figure are those of the runs its row picks from the grid."""
     runs = pd.read_parquet(ROOT / "papermill_runs" / scale / "runs.parquet")
     stored = dict(zip(runs["recipe"], runs["key"], strict=True))
     study = protocol.study(scale)

@@ -181,7 +181,10 @@ def test_own_results_are_compared_with_the_published_ones_of_the_same_label(
 
 
 def test_trying_the_project_leaves_a_fresh_clone_clean(tmp_path):
-    """What README offers first must not change a tracked file, nor mark later runs as made by changed code."""
+    """What README offers first must not change a tracked file.
+
+    Later runs would else be marked as made by changed code.
+    """
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
     hidden = {"PROXIES_STORE", "PROXIES_FIGURES", "PROXIES_PAPERMILL_RUNS", "PROXIES_CACHE"}

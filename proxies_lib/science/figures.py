@@ -1,7 +1,7 @@
-"""The figures of both papers: which section draws each one, into which file, and which runs it shows.
+"""The figures of both papers: which section draws each, into which file, and which runs it shows.
 
-The one place that says so: costs, tests and links read it. `tests/test_figures.py` holds it against the run keys in
-the csv of every committed figure.
+The one place that says so: costs, tests and links read it. `tests/test_figures.py` holds it against
+the run keys in the csv of every committed figure.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from proxies_lib.science.protocol import Study
 
 
 def every(run: Run, study: Study) -> bool:
+    """This and the next: which runs of its methods a figure shows."""
     return True
 
 
@@ -20,14 +21,16 @@ def size_of(run: Run) -> tuple[int, int]:
     return run.model.d_model, run.model.n_layers
 
 
+def vocabulary_and_precision_of_base(run: Run, study: Study) -> bool:
+    model, base = run.model, study.base.model
+    return model.vocab_size == base.vocab_size and model.compute_dtype == base.compute_dtype
+
+
 def like_base(run: Run, study: Study) -> bool:
     """Sizes, learning rates and the arm's own change aside, the protocol of the scale."""
-    base = study.base
-    alike = (run.model.vocab_size, run.model.compute_dtype) == (
-        base.model.vocab_size,
-        base.model.compute_dtype,
-    )
-    return alike and run.train == base.train and run.hparams.steps == base.hparams.steps
+    same_training = run.train == study.base.train
+    same_steps = run.hparams.steps == study.base.hparams.steps
+    return vocabulary_and_precision_of_base(run, study) and same_training and same_steps
 
 
 def at_points_of_figure_2(run: Run, study: Study) -> bool:
@@ -36,12 +39,8 @@ def at_points_of_figure_2(run: Run, study: Study) -> bool:
 
 def smallest_at_lr_01(run: Run, study: Study) -> bool:
     """Of any length, in the vocabulary and precision of the scale."""
-    here = size_of(run) == study.sizes[0] and run.hparams.lr == 0.1
-    base = study.base.model
-    return here and (run.model.vocab_size, run.model.compute_dtype) == (
-        base.vocab_size,
-        base.compute_dtype,
-    )
+    smallest_there = size_of(run) == study.sizes[0] and run.hparams.lr == 0.1
+    return smallest_there and vocabulary_and_precision_of_base(run, study)
 
 
 def largest(run: Run, study: Study) -> bool:
@@ -63,20 +62,21 @@ def all_sizes_and_deepest(run: Run, study: Study) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """`methods` is a pattern of the names in its section's grid, None where it shows no runs; `shows` picks of them."""
+    """A figure of a paper, as its section's notebook draws it."""
 
-    name: str
+    name: str  # in the paper
     section: str
-    file: str
-    methods: str | None = ".*"
-    shows: Callable[[Run, Study], bool] = every
+    file: str  # without its folder and ending
+    methods: str | None = ".*"  # pattern of the grid's method names; None: it shows no runs
+    shows: Callable[[Run, Study], bool] = every  # which runs of these methods
 
     def runs(self, methods: dict[str, list[Run]], study: Study) -> list[Run]:
         """The runs it shows, of a section's grid by method."""
-        if self.methods is None:
-            return []
-        named = [runs for method, runs in methods.items() if re.fullmatch(self.methods, method)]
-        return [run for runs in named for run in runs if self.shows(run, study)]
+        shown = []
+        for method, runs in methods.items():
+            if self.methods is not None and re.fullmatch(self.methods, method):
+                shown += [run for run in runs if self.shows(run, study)]
+        return shown
 
 
 _FIGURES = (

@@ -1,12 +1,12 @@
 """Where results go, and where they are read from.
 
-A *label* names the outputs of one protocol: the scale, or `<scale>-<name>`. There are two places for it:
+A *label* names the outputs of one protocol: the scale, or `<scale>-<name>`. It has two places:
 
-    figures/local/<label>, papermill_runs/local/<label>    what one's own runs write; git ignores it
-    figures/<label>,       papermill_runs/<label>          what is published: committed with the project
+    figures/local/<label>, papermill_runs/local/<label>    one's own: git ignores it
+    figures/<label>,       papermill_runs/<label>          published: committed with the project
 
-A plain run writes to the first, `--publish` to the second. Readers look at one's own results first. Where
-PROXIES_FIGURES or PROXIES_PAPERMILL_RUNS names a folder, both places are that folder.
+A plain run writes to the first, `--publish` to the second. Readers look at one's own results first.
+Where PROXIES_FIGURES or PROXIES_PAPERMILL_RUNS names a folder, both places are that folder.
 """
 
 import json
@@ -20,9 +20,8 @@ from proxies_lib.science.protocol import Study
 
 PUBLISH = "PROXIES_PUBLISH"  # set for this process and its kernels by `--publish`
 
-PROTOCOL = (
-    "protocol.json"  # which overrides a label stands for, at which commit it was last written
-)
+# Which overrides a label stands for, and at which commit it was last written.
+PROTOCOL = "protocol.json"
 
 
 def publishing() -> bool:
@@ -41,11 +40,19 @@ def target(kind: str, label: str) -> pathlib.Path:
 
 
 def source(kind: str, label: str, file: str, published: bool = False) -> pathlib.Path | None:
-    """The folder to read a label's `file` from: one's own, unless only `published` ones are wanted."""
+    """The folder to read a label's `file` from; None where there is no such file.
+
+    One's own comes first, unless only `published` ones are wanted. Raises UserError where the label
+    is no name of a folder.
+    """
     config.component("label", label)
-    places = [] if published or publishing() else [local(kind) / label]
-    places.append(paths.folder(kind) / label)
-    return next((place for place in places if (place / file).exists()), None)
+    places = [paths.folder(kind) / label]
+    if not (published or publishing()):
+        places.insert(0, local(kind) / label)
+    for place in places:
+        if (place / file).exists():
+            return place
+    return None
 
 
 def claim(study: Study, commit: str):
@@ -54,20 +61,17 @@ def claim(study: Study, commit: str):
     Raises UserError where the label stands for another protocol already.
     """
     path = target("papermill_runs", study.label) / PROTOCOL
-    protocol = {"label": study.label, "scale": study.scale, "overrides": _decoded(study.overrides)}
+    overrides = {name: json.loads(value) for name, value in study.overrides}
+    protocol = {"label": study.label, "scale": study.scale, "overrides": overrides}
     known = _read(path)
     if known is not None and {name: known.get(name) for name in protocol} != protocol:
-        changes = ", ".join(f"{name}={value}" for name, value in known.get("overrides", {}).items())
-        config.refuse(
-            "label", study.label, f"holds another protocol ({changes}); choose another --label"
-        )
-    if known != protocol | {"commit": commit}:
-        text = json.dumps(protocol | {"commit": commit}, indent=1) + "\n"
+        changes = ", ".join(f"{name}={value}" for name, value in known["overrides"].items())
+        reason = f"holds another protocol ({changes}); choose another --label"
+        config.refuse("label", study.label, reason)
+    manifest = protocol | {"commit": commit}
+    if known != manifest:
+        text = json.dumps(manifest, indent=1) + "\n"
         paths.write_atomically(path, text.encode())
-
-
-def _decoded(overrides: tuple) -> dict:
-    return {name: json.loads(value) for name, value in overrides}
 
 
 def _read(path: pathlib.Path) -> dict | None:
@@ -76,17 +80,21 @@ def _read(path: pathlib.Path) -> dict | None:
         found = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("overrides"), dict) else None
+    whole = isinstance(found, dict) and isinstance(found.get("overrides"), dict)
+    return found if whole else None
 
 
 def require_committed(commit: str, runs=None):
-    """Raises UserError where the code of this process, or the code that trained `runs`, is not committed."""
+    """What is published must name the code that made it.
+
+    Raises UserError where the code of this process, or that which trained `runs`, is not committed.
+    """
     if not committed(commit):
         raise UserError(f"publish: the code is not committed (commit {commit}); commit it first")
     if runs is not None:
         foreign = sum(not committed(str(found)) for found in runs["commit"])
         if foreign:
             raise UserError(
-                f"publish: {foreign} of {len(runs)} runs were trained by code that is not committed; "
-                "train them again, with --store in an empty folder"
+                f"publish: {foreign} of {len(runs)} runs were trained by code that is not "
+                "committed; train them again, with --store in an empty folder"
             )
