@@ -33,7 +33,7 @@ def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path):
     outputs = {
         f"PROXIES_{k.upper()}": str(tmp_path / k) for k in ("store", "figures", "papermill_runs")
     }
-    with notebooks._quiet_kernel():
+    with notebooks.quiet_kernel():
         command = [
             sys.executable,
             "-m",
