@@ -162,8 +162,7 @@ report.save(figure, "figE01_qk_norms", {"trajectories": drawn}, points, this)
 #
 # Each claim is a check fixed before the runs: an effect per seed, its mean and interval, and a
 # threshold. A claim [holds](../../docs/glossary.md#verdict) only if the whole interval lies on the
-# claimed side. It is [undecided](../../docs/glossary.md#undecided) if the interval includes the
-# threshold.
+# claimed side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.attention_logit_growth(table, curves, this), "01", this)

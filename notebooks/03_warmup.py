@@ -91,7 +91,7 @@ by_size.loc[list(runs)].round(3)
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. It is [undecided](../../docs/glossary.md#undecided) if the interval includes the threshold.
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.warmup(table, curves, this), "03", this)

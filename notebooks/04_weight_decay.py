@@ -126,7 +126,7 @@ log_lr = best.pivot_table(index="weight_decay", columns="n_params", values="log_
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. It is [undecided](../../docs/glossary.md#undecided) if the interval includes the threshold.
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.weight_decay(table, curves, this), "04", this)

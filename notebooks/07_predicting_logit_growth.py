@@ -204,7 +204,7 @@ report.save(figure, "fig10_kappa", drawn, pd.concat([forced, bigram]), this)
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. It is [undecided](../../docs/glossary.md#undecided) if the interval includes the threshold.
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 claims = checks.predicting_logit_growth(points, scores, forced, bigram)

@@ -222,7 +222,7 @@ report.save(figure, "fig13_update_rms", {"trajectories": drawn}, ladder, this)
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. It is [undecided](../../docs/glossary.md#undecided) if the interval includes the threshold.
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.adamw_epsilon(table, curves, this), "08", this)

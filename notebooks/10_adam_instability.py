@@ -62,6 +62,11 @@ stages = {
     "ε = 1e-3": raised,
     "ε = 1e-3, batch × 8": replace(raised, batch_size=8 * batch),
 }
+
+# %% [markdown]
+# The remedies, one change each to the run with the raised ε and the burst:
+
+# %% tags=["grid"]
 remedies = {
     "ε = 1e-3": raised,
     "ε = 1e-8": disturbed,
@@ -136,17 +141,7 @@ observed = observed.assign(dip=[adam.dip_of_histogram(shares) for shares in rati
 spikes = analysis.spikes(observed, begin, burst["rare_batches"], nearby, checks.SMALL)
 
 # %% [markdown]
-# **Drawn.** Against the step, from top to bottom: training loss, gradient RMS, update RMS, cosine
-# of successive gradients and dip of r, all but the loss of the first MLP layer of block 0. A column
-# each for the default ε, the raised ε, and the raised ε with an eightfold batch; with and without
-# the burst, which the upright lines enclose. Dotted lines: ε, and the dip at ρ = 0.5.
-#
-# **If the theory holds,** with the raised ε gradients lie below ε and updates collapse (2, 3), the
-# cosine and the dip rise before the burst (4), and the burst lifts the updates and makes a high
-# spike of the loss (5), which then heals (6).
-#
-# **On the laptop** stages 2 and 3 are there, as they are forced; stage 4 is not. The spike comes
-# with the default ε as well, and the loss comes back nearly, not wholly.
+# Then the runs by column of the figure, each with its twin without the burst where there is one.
 
 # %%
 titles = {
@@ -160,6 +155,21 @@ shown = pd.concat(
 )
 is_quiet = shown["method"].str.endswith("no burst")
 shown["method"] = is_quiet.map({True: "without the burst", False: "with the burst"})
+
+# %% [markdown]
+# **Drawn.** Against the step, from top to bottom: training loss, gradient RMS, update RMS, cosine
+# of successive gradients and dip of r, all but the loss of the first MLP layer of block 0. A column
+# each for the default ε, the raised ε, and the raised ε with an eightfold batch; with and without
+# the burst, which the upright lines enclose. Dotted lines: ε, and the dip at ρ = 0.5.
+#
+# **If the theory holds,** with the raised ε gradients lie below ε and updates collapse (2, 3), the
+# cosine and the dip rise before the burst (4), and the burst lifts the updates and makes a high
+# spike of the loss (5), which then heals (6).
+#
+# **On the laptop** stages 2 and 3 are there, as they are forced; stage 4 is not. The spike comes
+# with the default ε as well, and the loss comes back nearly, not wholly.
+
+# %%
 quantities = {
     "loss": ("training loss\n(nats/token)", "linear"),
     checks.GRADIENT: ("gradient RMS", "log"),
@@ -216,7 +226,7 @@ report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
 # dotted line is the mean without a remedy. Steps lost are those until the loss is back, or, for
 # *rewind and skip*, the steps thrown away.
 #
-# **If a remedy works,** its height lies left of the dotted line, interval included.
+# **If a remedy works,** its points lie left of the dotted line.
 #
 # **On the laptop** a lower learning rate and going back do. The others cannot be told from no
 # remedy; lower β's and a decayed ε end with a lower loss all the same.
@@ -256,8 +266,8 @@ report.save(figure, "figP2_batches", {"histograms": bars}, few, this)
 #
 # **Drawn.** A row per format of the gradients, the first one float32: the share of gradients that
 # are zero and the update RMS at the end of the training, of the first MLP layer of block 0, and the
-# final loss. Points are seeds, with mean and 95 % interval; dotted, the mean of float32. `loss ×
-# 64` scales the loss up, so that fewer gradients underflow.
+# final loss. Points are seeds, with mean and 95 % interval; dotted, the mean of float32. A loss
+# scaled up (× 64) makes fewer gradients underflow.
 #
 # **If underflow freezes early layers,** a narrow format has more zeros, a smaller update and a
 # higher loss, and the scaled loss repairs all three.
@@ -294,7 +304,7 @@ report.save(figure, "figP2_formats", {"formats": drawn}, narrow, this)
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. It is [undecided](../../docs/glossary.md#undecided) if the interval includes the threshold.
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 claims = checks.adam_instability(simulated, table, observed, spikes, begin, nearby)
