@@ -74,7 +74,8 @@ report.summary(table, this)
 #
 # **If the claim holds,** the lines of the left and the middle panel fall, towards ε.
 #
-# **On the laptop** they fall, but end orders of magnitude above ε.
+# **On the laptop** they fall, but for the lowest learning rates, and end orders of magnitude above
+# ε.
 
 # %%
 swept, deep = analysis.where(table, method="default"), analysis.where(table, method="by depth")

@@ -115,8 +115,8 @@ print(f"{len(table)} rows, {n_runs} runs, {n_seeds} seeds; {burst}")
 #
 # **If the theory holds,** r has one mode at 0 for small ρ and two, near ±1, for large ρ.
 #
-# **What we see** is that: the more is common, the more r gathers at ±1. The larger β1 is, the
-# sooner the test sees it.
+# **What we see** is that: the more is common, the more r gathers at ±1. With a small β1 more must
+# be common before the test sees it.
 
 # %%
 distributions = adam.distributions((0.0, 0.1, 0.3, 0.5, 0.7, 0.9))

@@ -102,7 +102,7 @@ def test_links_to_the_glossary_lead_to_a_heading():
     assert len(links) > 60 and set(links) <= anchors
 
 
-def test_pictures_get_an_alt_text_that_nbconvert_keeps():
+def test_pictures_get_an_alt_text_that_nbconverts_classic_template_writes():
     """The heading and the paragraph of the figure, as plain text; a new heading ends them."""
     from nbconvert import HTMLExporter
 

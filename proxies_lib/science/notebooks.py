@@ -173,8 +173,11 @@ def _scrub(notebook):
 
 
 def describe_pictures(notebook):
-    """Give every picture an alt text, which nbconvert hands on: its heading, and the paragraph
-    above it that begins with DRAWN."""
+    """Give every picture an alt text: its heading, and the paragraph above that begins with DRAWN.
+
+    It is metadata of the output. nbconvert's classic template writes it, its default one does not
+    (7.17); there a reader has the paragraph itself.
+    """
     heading = drawn = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
