@@ -37,11 +37,12 @@ def collect(
     if study.publish:
         outputs.claim(study, provenance.commit())
     all_runs = [run for runs_of_method in runs.values() for run in runs_of_method]
+    # Runs that several methods share are planned, trained and read once, then get a row in each.
     plan = sweep.plan(all_runs, layer=layer, prepare=study.train)
     print(plan.describe(engines.cores()))
     if study.train:
         sweep.run(plan)
-        plan = sweep.plan(all_runs)
+        plan = sweep.plan(all_runs)  # now every run is found
     table, curves = tables.table(list(plan.found), plan.folder, layer, columns)
     row_of = {found.run: row for row, found in enumerate(plan.found)}
     parts = []
@@ -159,9 +160,11 @@ def predict(
     """
     file = "prediction.csv"
     path = outputs.target("papermill_runs", study.label) / file
+    # A prediction counts for the runs it was fitted on. Other runs, another prediction.
     mark = config.digest({"keys": " ".join(sorted(fitted["key"].unique()))})
     places = [path]
     if not study.train:
+        # A study that trains must not see a prediction that others made from their runs.
         published = paths.folder("papermill_runs")
         places += [published / study.label / file, published / study.scale / file]
     for place in places:
@@ -186,6 +189,7 @@ def publish(rows: list[dict], section: str, study: Study) -> pd.DataFrame:
     known = _read_claims(path) if path.exists() else None
     if path.exists() and known is None:
         print(f"{CLAIMS} of {study.label} was damaged: it is begun anew, with section {section}")
+    # Sections are executed one by one, and again: each replaces its own rows only.
     merged = mine
     if known is not None:
         merged = pd.concat([known[known["section"] != section], mine], ignore_index=True)
@@ -257,6 +261,8 @@ def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) ->
     notebook and to the drawn numbers."""
     published = paths.folder("figures") / label
     folder = outputs.source("figures", label, "") or published
+    # One's own outputs lie in figures/local/ and papermill_runs/local/, and so does a reader
+    # who has executed the notebook: one folder deeper than the published ones.
     own = "" if folder == published else "local/"
     if up and outputs.target("figures", label) != published:
         up = f"{up}../"
