@@ -13,14 +13,15 @@
 # %% [markdown]
 # # 1 · Attention logit growth
 #
-# **Question.** In large models the attention logits can grow until softmax saturates, and training collapses. Does
-# the same happen in a small model when its learning rate is high, and does normalizing queries and keys
-# (qk-layernorm) prevent it?
+# **Question.** In large models the attention logits can grow until softmax saturates, and training
+# collapses. Does the same happen in a small model when its learning rate is high, and does
+# normalizing queries and keys (qk-layernorm) prevent it?
 #
-# **The paper** (Wortsman et al. 2023, section 3.1.1; Figures 1, 2 and E.1) says: without qk-layernorm, the learning
-# rate at which training fails falls as the model grows; the logits grow without bound there, at small and at large
-# scale alike, because the *norms* of queries and keys grow; with qk-layernorm none of this happens over three
-# decades of learning rate. Below the critical learning rate the two arms learn equally well.
+# **The paper** (Wortsman et al. 2023, section 3.1.1; Figures 1, 2 and E.1) says: without
+# qk-layernorm, the learning rate at which training fails falls as the model grows; the logits grow
+# without bound there, at small and at large scale alike, because the *norms* of queries and keys
+# grow; with qk-layernorm none of this happens over three decades of learning rate. Below the
+# critical learning rate the two arms learn equally well.
 
 # %% tags=["parameters"]
 scale = "laptop"  # smoke | laptop | gpu | paper
@@ -40,8 +41,9 @@ this = study(scale, overrides, train, publish)
 # %% [markdown]
 # ## The runs
 #
-# Every size, with and without qk-layernorm, over the whole grid of peak learning rates, with several seeds. A seed
-# fixes the initialization and the order of the data; everything else is the paper's default set-up at this scale.
+# Every size, with and without qk-layernorm, over the whole grid of peak learning rates, with
+# several seeds. A seed fixes the initialization and the order of the data; everything else is the
+# paper's default set-up at this scale.
 
 # %% tags=["grid"]
 axes = {("d_model", "n_layers"): this.sizes, "lr": this.lrs, "seed": this.seeds}
@@ -54,25 +56,30 @@ runs = {
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(f"{len(table)} runs of {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds")
-print(
-    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
-)
+base, n_sizes, n_seeds = this.base, table["n_params"].nunique(), table["seed"].nunique()
+print(f"{len(table)} runs of {n_sizes} sizes, {n_seeds} seeds")
+tokens = f"{base.train.batch_size} × {base.model.seq_len} tokens"
+print(f"data {base.data}, {base.hparams.steps} steps of {tokens}")
 
 # %% [markdown]
 # ## Figure 1 · loss against learning rate, sensitivity against size
 #
-# Above: the final validation loss for each peak learning rate, one curve per model size (mean of the seeds, band from
-# the best to the worst). A × marks runs that ended in NaN or infinity; they count as ℓ₀, the loss at initialization.
-# Below: the LR sensitivity S, the mean distance of these curves from their best point over a window of learning
-# rates. The left window follows the optimum of this scale, the right one is the paper's own: with few steps its low
-# end under-trains, and that alone raises S.
+# **Drawn.** Above: the final validation loss for each peak learning rate, without and with
+# qk-layernorm, one curve per model size (mean of the seeds, band from the best to the worst). A ×
+# marks runs that ended in NaN or infinity; they count as ℓ₀, the loss at initialization. Below: the
+# [LR sensitivity](../../docs/glossary.md#lr-sensitivity) S against size, the mean distance of these
+# curves from their best point over a [window](../../docs/glossary.md#window) of learning rates.
+#
+# **If the claim holds,** the curves without qk-layernorm turn up at a learning rate that falls as
+# the model grows, those with it stay flat, and S is lower with qk-layernorm at every size.
+#
+# **On the laptop** the cliff is there without qk-layernorm, earlier for larger models, and gone
+# with it. S is lower with qk-layernorm. The window of the left S panel follows the optimum of this
+# scale, that of the right one is the paper's own: with few steps its low end under-trains, and that
+# alone raises S.
 
 # %%
-by = ["method", "n_params"]
-loss, sensitivity = analysis.lr_curves(table, by), analysis.sensitivities(table, by, this)
-figure = plots.figure_sweep(loss, sensitivity)
-report.save(figure, "fig01_lr_sensitivity", {"loss": loss, **sensitivity}, table, this)
+sensitivity = report.lr_figure(table, this, "fig01_lr_sensitivity")
 
 # %% [markdown]
 # The numbers behind the lower panels, in nats, with 95 % t intervals over seeds:
@@ -82,39 +89,52 @@ for window, frame in sensitivity.items():
     print(f"{window}\n{frame.round(3).to_string(index=False)}\n")
 
 # %% [markdown]
-# The learning rate at which training fails (it loses a tenth of what the best learning rate learns), per size and
-# seed. NaN: no learning rate of the grid fails.
+# The learning rate at which training [fails](../../docs/glossary.md#fails) (it loses a tenth of
+# what the best learning rate learns), per size and seed. NaN: no learning rate of the grid fails.
 
 # %%
+by = ["method", "n_params"]
 failing = analysis.diverging_lr(table, by)
 failing.pivot(index=by, columns="seed", values="diverging_lr").round(3)
 
 # %% [markdown]
 # ## Figure 2 · loss and attention logits during training
 #
-# A small model at a high learning rate and the largest at a lower one. The lower panels follow the largest attention
-# logit of the first block; the paper finds that runs beyond 10⁴ fail.
+# **Drawn.** Training loss above, the largest attention logit of the first block below, against the
+# step, with and without qk-layernorm: a small model at a high learning rate on the left, the
+# largest at a lower one on the right. A dotted line marks 10⁴, beyond which runs fail in the paper.
+#
+# **If the claim holds,** the logits of both models pass this line without qk-layernorm, their loss
+# stops falling, and neither happens with qk-layernorm.
+#
+# **On the laptop** it is so for both models, although the loss without qk-layernorm gets stuck high
+# up rather than explode.
 
 # %%
 points = analysis.at(table, this.figure2)
 observed = analysis.curves_of(points, curves)
-columns, logit = ["key", "seed", "method", "n_params", "lr", "step"], "max_attention_logit/0"
+titles = plots.points_of(observed)
+columns = ["key", "seed", "method", "n_params", "lr", "step"]
+logit = "max_attention_logit/0"
 quantities = {
     "loss": ("training loss (nats/token)", "linear"),
     logit: ("max |attention logit|, block 0", "log"),
 }
-figure = plots.figure_trajectories(
-    observed, quantities, plots.points_of(observed), {logit: (1e4, "10⁴")}
-)
-report.save(
-    figure, "fig02_logit_growth", {"trajectories": observed[[*columns, *quantities]]}, points, this
-)
+figure = plots.figure_trajectories(observed, quantities, titles, {logit: (1e4, "10⁴")})
+drawn = observed[[*columns, *quantities]]
+report.save(figure, "fig02_logit_growth", {"trajectories": drawn}, points, this)
 
 # %% [markdown]
 # ## Figure E.1 · norms or alignment?
 #
-# A logit is ‖q‖ ‖k‖ cos(q, k) / √d_head. The same runs, taken apart: if the logits grow because queries and keys
-# align, the cosine rises; if they grow by length, the norms do.
+# **Drawn.** The same runs, taken apart, against the step: the mean norm of the queries, that of the
+# keys, and the mean absolute cosine between them. A logit is ‖q‖ ‖k‖ cos(q, k) / √d_head.
+#
+# **If the claim holds,** the logits grow by length: without qk-layernorm the norms rise and the
+# cosine hardly changes. If queries and keys aligned, the cosine would rise instead.
+#
+# **On the laptop** the norms rise by more than an order of magnitude, the cosine by less than a
+# factor of two.
 
 # %%
 quantities = {
@@ -122,26 +142,27 @@ quantities = {
     "k_norm/0": ("mean ‖k‖, block 0", "log"),
     "qk_cosine/0": ("mean |cos(q, k)|, block 0", "linear"),
 }
-figure = plots.figure_trajectories(observed, quantities, plots.points_of(observed))
-report.save(
-    figure, "figE01_qk_norms", {"trajectories": observed[[*columns, *quantities]]}, points, this
-)
+figure = plots.figure_trajectories(observed, quantities, titles)
+drawn = observed[[*columns, *quantities]]
+report.save(figure, "figE01_qk_norms", {"trajectories": drawn}, points, this)
 
 # %% [markdown]
 # ## What we see at laptop scale
 #
-# Without qk-layernorm the learning rate at which training fails falls as the model grows, and the attention logits
-# of the first block climb by orders of magnitude before it does, by the length of queries and keys, at a high learning
-# rate in the small model and at a lower one in the large. With qk-layernorm the logits stay small and the cliff is gone;
-# what remains is a slope: at the highest learning rates so short a training loses more than a tenth of what the best one
-# learns. LR sensitivity rises with N only without qk-layernorm: with it, the low end of the window, which under-trains
-# small models most, weighs as much as the high end.
+# Without qk-layernorm the learning rate at which training fails falls as the model grows, and the
+# attention logits of the first block climb by orders of magnitude before it does, by the length of
+# queries and keys, at a high learning rate in the small model and at a lower one in the large. With
+# qk-layernorm the logits stay small and the cliff is gone; what remains is a slope: at the highest
+# learning rates so short a training loses more than a tenth of what the best one learns. LR
+# sensitivity rises with N only without qk-layernorm: with it, the low end of the window, which
+# under-trains small models most, weighs as much as the high end.
 
 # %% [markdown]
 # ## Verdicts
 #
-# Each claim is a check fixed before the runs: an effect per seed, its mean and interval, and a threshold. A claim
-# *holds* only if the whole interval lies on the claimed side.
+# Each claim is a check fixed before the runs: an effect per seed, its mean and interval, and a
+# threshold. A claim [holds](../../docs/glossary.md#verdict) only if the whole interval lies on the
+# claimed side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.attention_logit_growth(table, curves, this), "01", this)

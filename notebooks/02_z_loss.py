@@ -13,12 +13,14 @@
 # %% [markdown]
 # # 2 · Output logit divergence and z-loss
 #
-# **Question.** The logits of the output layer can drift far away from zero. Softmax does not care about a common shift,
-# so does the drift harm, and do its two remedies, z-loss and weight decay, help?
+# **Question.** The logits of the output layer can drift far away from zero. Softmax does not care
+# about a common shift, so does the drift harm, and do its two remedies, z-loss and weight decay,
+# help?
 #
-# **The paper** (section 3.1.2; Figures 3 and 4) says: without weight decay and without z-loss, training fails at high
-# learning rates at every size, while the mean output logit drifts to large negative values late in training. z-loss
-# (1e-4 · log² Z) repairs it at every size; weight decay alone repairs it for the larger models.
+# **The paper** (section 3.1.2; Figures 3 and 4) says: without weight decay and without z-loss,
+# training fails at high learning rates at every size, while the mean output logit drifts to large
+# negative values late in training. z-loss (1e-4 · log² Z) repairs it at every size; weight decay
+# alone repairs it for the larger models.
 
 # %% tags=["parameters"]
 scale = "laptop"  # smoke | laptop | gpu | paper
@@ -39,70 +41,92 @@ this = study(scale, overrides, train, publish)
 # %% [markdown]
 # ## The runs
 #
-# Every size over the window of learning rates, with qk-layernorm, for weight decay and z-loss on and off. Decay acts
-# through λ · steps, which is 10 in the paper and far less in a short training, so one arm has the decay that brings
-# the product back to 10. Figure 4's runs are at the smallest size and LR 0.1, at this length and longer, with a larger
-# vocabulary where the data allows it, and in the other precision: one change at a time.
+# Every size over the window of learning rates, with qk-layernorm, for weight decay and z-loss on
+# and off. Decay acts through [λ · steps](../../docs/glossary.md#lambda-times-steps), which is 10 in
+# the paper and far less in a short training, so one arm has the [matched
+# decay](../../docs/glossary.md#matched-decay) that brings the product back to 10.
 
 # %% tags=["grid"]
-b = this.base
+base = this.base
+no_decay = replace(base, weight_decay=0.0)
+neither = replace(base, weight_decay=0.0, z_loss=0.0)
+matched = replace(base, weight_decay=this.matched_decay, z_loss=0.0)
 axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
-neither, z_loss = "no decay, no z-loss", "no decay, z-loss"
-arms = {
-    neither: {"weight_decay": 0.0, "z_loss": 0.0},
-    z_loss: {"weight_decay": 0.0},
-    "decay, no z-loss": {"z_loss": 0.0},
-    "matched decay, no z-loss": {"weight_decay": this.matched_decay, "z_loss": 0.0},
-    "decay, z-loss": {},
+runs = {
+    "no decay, no z-loss": grid(neither, axes),
+    "no decay, z-loss": grid(no_decay, axes),
+    "decay, no z-loss": grid(replace(base, z_loss=0.0), axes),
+    "matched decay, no z-loss": grid(matched, axes),
+    "decay, z-loss": grid(base, axes),
 }
-runs = {name: grid(replace(b, **change), axes) for name, change in arms.items()}
-longer = replace(
-    b, steps=this.horizon * b.hparams.steps, warmup_steps=this.horizon * b.hparams.warmup_steps
-)
-other = replace(b, compute_dtype="bfloat16" if b.model.compute_dtype == "float32" else "float32")
+
+# %% [markdown]
+# Figure 4's runs are the first two arms at the smallest size and LR 0.1, with one change at a time:
+# a longer training, the other precision, a larger vocabulary where the data allows it.
+
+# %% tags=["grid"]
+longer = {
+    "steps": this.horizon * base.hparams.steps,
+    "warmup_steps": this.horizon * base.hparams.warmup_steps,
+}
+precision = {"compute_dtype": "float32"}
+if base.model.compute_dtype == "float32":
+    precision = {"compute_dtype": "bfloat16"}
+vocabularies = [{"vocab_size": size} for size in this.vocabularies]
 point = {("d_model", "n_layers"): this.sizes[:1], "lr": (0.1,), "seed": this.seeds}
-for base in (longer, other, *(replace(b, vocab_size=v) for v in this.vocabularies)):
-    runs |= {
-        name: runs[name] + grid(replace(base, **arms[name]), point) for name in (neither, z_loss)
-    }
+for change in (longer, precision, *vocabularies):
+    runs["no decay, no z-loss"] += grid(replace(neither, **change), point)
+    runs["no decay, z-loss"] += grid(replace(no_decay, **change), point)
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
-)
-print(
-    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
-)
+report.summary(table, this)
 
 # %% [markdown]
 # ## Figure 3 · loss against learning rate, sensitivity against size
+#
+# **Drawn.** Above: the final loss against the peak learning rate, a panel for each combination of
+# decay and z-loss, a curve per size. Below: [LR sensitivity](../../docs/glossary.md#lr-sensitivity)
+# S against size, a curve per combination.
+#
+# **If the claim holds,** the curves with neither turn up at high learning rates at every size,
+# those with z-loss do not, and S is highest with neither.
+#
+# **On the laptop** four of the panels are alike, and so are their S: there is no difference to see.
+# Matched decay stands out, and for another reason: it shrinks weights faster than low learning
+# rates can grow them.
 
 # %%
-by = ["method", "n_params"]
 swept = checks.same_as_base(table, this)
-loss, sensitivity = analysis.lr_curves(swept, by), analysis.sensitivities(swept, by, this)
-figure = plots.figure_sweep(loss, sensitivity)
-report.save(figure, "fig03_z_loss", {"loss": loss, **sensitivity}, swept, this)
+sensitivity = report.lr_figure(swept, this, "fig03_z_loss")
 
 # %% [markdown]
 # What z-loss and decay change at each size, against neither: S in nats, mean over seeds.
 
 # %%
-first = next(iter(sensitivity.values()))
-first.pivot(index="method", columns="n_params", values="S").round(3)
+in_window = next(iter(sensitivity.values()))
+in_window.pivot(index="method", columns="n_params", values="S").round(3)
 
 # %% [markdown]
 # ## Figure 4 · the output logits during training
 #
-# The smallest size at LR 0.1, no decay, with and without z-loss: at the protocol's length and at a longer horizon.
+# **Drawn.** Training loss above, the mean output logit below, against the step, with and without
+# z-loss: the smallest size at LR 0.1 without decay, at the protocol's length on the left and at a
+# longer one on the right.
+#
+# **If the claim holds,** the mean logit without z-loss falls to large negative values late in
+# training, the one with z-loss stays near zero, and the loss without z-loss is higher.
+#
+# **On the laptop** the logits drift slowly, most of it early, as much with z-loss as without, and
+# the two losses lie on each other.
 
 # %%
-point = analysis.where(table, method=[neither, z_loss], n_params=table["n_params"].min(), lr=0.1)
-flat = {"vocab_size": b.model.vocab_size, "compute_dtype": b.model.compute_dtype}
-by_length = analysis.where(point, **flat).assign(point=lambda f: f["steps"])
+at_lr = analysis.where(table, method=["no decay, no z-loss", "no decay, z-loss"], lr=0.1)
+smallest = analysis.where(at_lr, n_params=at_lr["n_params"].min())
+as_base = {"vocab_size": base.model.vocab_size, "compute_dtype": base.model.compute_dtype}
+by_length = analysis.where(smallest, **as_base).assign(point=lambda runs: runs["steps"])
 titles = {steps: f"{steps} steps" for steps in sorted(by_length["steps"].unique())}
 observed = analysis.curves_of(by_length, curves)
 quantities = {
@@ -110,38 +134,38 @@ quantities = {
     "mean_output_logit": ("mean output logit", "linear"),
 }
 figure = plots.figure_trajectories(observed, quantities, titles)
-columns = ["key", "seed", "method", "point", "step", "loss", "mean_output_logit"]
-report.save(figure, "fig04_output_logits", {"trajectories": observed[columns]}, by_length, this)
+drawn = observed[["key", "seed", "method", "point", "step", *quantities]]
+report.save(figure, "fig04_output_logits", {"trajectories": drawn}, by_length, this)
 
 # %% [markdown]
-# Softmax ignores a common shift of the logits, so drift alone should be harmless in exact arithmetic. One change at a
-# time: where does it become harm? Mean output logit at the end, and what leaving z-loss out costs in final loss.
+# Softmax ignores a common shift of the logits, so drift alone should be harmless in exact
+# arithmetic. Where does it become harm? One change a row: the mean output logit at the end, and
+# what leaving z-loss out costs in final loss.
 
 # %%
-sizes = analysis.where(table, method=[neither, z_loss], lr=0.1, **flat, steps=b.hparams.steps)
-last = (
-    analysis.curves_of(pd.concat([point, sizes]).drop_duplicates("key"), curves)
-    .groupby("key")["mean_output_logit"]
-    .last()
-)
-ends = analysis.with_loss(pd.concat([point, sizes]).drop_duplicates("key")).merge(last, on="key")
+by_size = analysis.where(at_lr, **as_base, steps=base.hparams.steps)
+compared = pd.concat([smallest, by_size]).drop_duplicates("key")
+logits = analysis.curves_of(compared, curves).groupby("key")["mean_output_logit"].last()
+ends = compared.merge(logits, on="key")
 varied = ["steps", "vocab_size", "compute_dtype", "n_params"]
 ends.pivot_table(index=varied, columns="method", values=["mean_output_logit", "loss"]).round(3)
 
 # %% [markdown]
 # ## What we see at laptop scale
 #
-# There is nothing to repair at this scale: without decay and without z-loss, training is as stable as with them, at
-# every size. The output logits do drift to negative values, and go on doing so over the longer training, but slowly, with
-# z-loss just as without, and without harm to the loss; nor do a larger vocabulary, another precision or a wider model turn
-# the drift into harm. The decay that matches the paper's λ · steps shrinks weights faster than the low learning rates can
-# grow them, which alone raises S.
+# There is nothing to repair at this scale: without decay and without z-loss, training is as stable
+# as with them, at every size. The output logits do drift to negative values, and go on doing so
+# over the longer training, but slowly, with z-loss just as without, and without harm to the loss;
+# nor do a larger vocabulary, another precision or a wider model turn the drift into harm. The decay
+# that matches the paper's λ · steps shrinks weights faster than the low learning rates can grow
+# them, which alone raises S.
 
 # %% [markdown]
 # ## Verdicts
 #
-# Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds
-# lies on the claimed side.
+# Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
+# [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.z_loss(table, curves, this), "02", this)

@@ -15,8 +15,8 @@
 #
 # **Question.** How much of the sensitivity to the learning rate does a longer warm-up remove?
 #
-# **The paper** (section 3.2.1; Figure 5) varies the warm-up from 0.05 % to 25 % of the training and says: a longer
-# warm-up lowers LR sensitivity and loss, most of all for large models.
+# **The paper** (section 3.2.1; Figure 5) varies the warm-up from 0.05 % to 25 % of the training and
+# says: a longer warm-up lowers LR sensitivity and loss, most of all for large models.
 
 # %% tags=["parameters"]
 scale = "laptop"  # smoke | laptop | gpu | paper
@@ -28,7 +28,7 @@ overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your ow
 from IPython.display import Markdown
 
 from proxies_lib.config import grid, replace
-from proxies_lib.science import analysis, checks, plots, report
+from proxies_lib.science import analysis, checks, report
 from proxies_lib.science.protocol import study
 
 this = study(scale, overrides, train, publish)
@@ -36,56 +36,62 @@ this = study(scale, overrides, train, publish)
 # %% [markdown]
 # ## The runs
 #
-# Every size over the window of learning rates for each warm-up, as shares of the steps; 5 % is the default.
+# Every size over the window of learning rates for each warm-up, as shares of the steps; 5 % is the
+# default.
 
 # %% tags=["grid"]
-b = this.base
 axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
-warmups = {f"warm-up {100 * share:g} %": round(share * b.hparams.steps) for share in this.warmups}
-runs = {name: grid(replace(b, warmup_steps=steps), axes) for name, steps in warmups.items()}
+runs = {}
+for share in this.warmups:
+    warmup_steps = round(share * this.base.hparams.steps)
+    runs[f"warm-up {100 * share:g} %"] = grid(replace(this.base, warmup_steps=warmup_steps), axes)
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
-)
-print(
-    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
-)
+report.summary(table, this)
 
 # %% [markdown]
 # ## Figure 5 · loss against learning rate, sensitivity against size
+#
+# **Drawn.** Above: the final loss against the peak learning rate, a panel per warm-up from short to
+# long, a curve per size. Below: [LR sensitivity](../../docs/glossary.md#lr-sensitivity) S against
+# size, a curve per warm-up.
+#
+# **If the claim holds,** the curves get lower and flatter from left to right, at their right end
+# above all, and the S of longer warm-ups lies lower, most of all for the largest model.
+#
+# **On the laptop** the right end of the curves comes down, and S over this scale's window with it.
+# How much of it depends on the size is within the spread of the seeds.
 
 # %%
-by = ["method", "n_params"]
-loss, sensitivity = analysis.lr_curves(table, by), analysis.sensitivities(table, by, this)
-figure = plots.figure_sweep(loss, sensitivity)
-report.save(figure, "fig05_warmup", {"loss": loss, **sensitivity}, table, this)
+sensitivity = report.lr_figure(table, this, "fig05_warmup")
 
 # %% [markdown]
 # S, in nats, for each warm-up and size; and the best loss over the learning rates.
 
 # %%
-first = next(iter(sensitivity.values()))
-first.pivot(index="method", columns="n_params", values="S").loc[list(warmups)].round(3)
+in_window = next(iter(sensitivity.values()))
+in_window.pivot(index="method", columns="n_params", values="S").loc[list(runs)].round(3)
 
 # %%
-best = analysis.optimum(table, by)
-best.pivot_table(index="method", columns="n_params", values="best_loss").loc[list(warmups)].round(3)
+best = analysis.optimum(table, ["method", "n_params"])
+by_size = best.pivot_table(index="method", columns="n_params", values="best_loss")
+by_size.loc[list(runs)].round(3)
 
 # %% [markdown]
 # ## What we see at laptop scale
 #
-# A longer warm-up lowers LR sensitivity, and the best loss too, at every size. Whether the largest gains most cannot
-# be told apart with three sizes and seeds.
+# A longer warm-up lowers LR sensitivity, and the best loss too, at every size. Whether the largest
+# gains most cannot be told apart with three sizes and seeds.
 
 # %% [markdown]
 # ## Verdicts
 #
-# Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds
-# lies on the claimed side.
+# Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
+# [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.warmup(table, curves, this), "03", this)

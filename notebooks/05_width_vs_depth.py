@@ -13,11 +13,13 @@
 # %% [markdown]
 # # 5 · Width or depth
 #
-# **Question.** A model can grow by width or by depth. Which makes it more fragile, and which makes it better?
+# **Question.** A model can grow by width or by depth. Which makes it more fragile, and which makes
+# it better?
 #
-# **The paper** (section 3.2.3 and appendix E; Figures 7, E.2 and E.3) says: LR sensitivity rises faster with depth, but
-# at the largest size the deep model has the lower loss. Without qk-layernorm both fail. Growing width and depth together
-# gives the lowest loss at the largest size, and the best extrapolation from smaller ones.
+# **The paper** (section 3.2.3 and appendix E; Figures 7, E.2 and E.3) says: LR sensitivity rises
+# faster with depth, but at the largest size the deep model has the lower loss. Without qk-layernorm
+# both fail. Growing width and depth together gives the lowest loss at the largest size, and the
+# best extrapolation from smaller ones.
 
 # %% tags=["parameters"]
 scale = "laptop"  # smoke | laptop | gpu | paper
@@ -37,64 +39,79 @@ this = study(scale, overrides, train, publish)
 # %% [markdown]
 # ## The runs
 #
-# A series of sizes by width and one by depth, with and without qk-layernorm, over the window of learning rates; and a
-# series of both together, at the upper learning rates, for the best loss only.
+# A series of sizes by width and one by depth, with and without qk-layernorm, over the window of
+# learning rates; and a series of both together, at the upper learning rates, for the best loss
+# only.
 
 # %% tags=["grid"]
-rest = {"lr": this.window, "seed": this.seeds}
-series = {"by width": this.widths, "by depth": this.depths}
+base, without = this.base, replace(this.base, qk_norm="none")
+lrs_and_seeds = {"lr": this.window, "seed": this.seeds}
+widths = {("d_model", "n_layers"): this.widths} | lrs_and_seeds
+depths = {("d_model", "n_layers"): this.depths} | lrs_and_seeds
+joint = {("d_model", "n_layers"): this.joint, "lr": this.upper, "seed": this.seeds}
 runs = {
-    name: grid(this.base, {("d_model", "n_layers"): sizes} | rest) for name, sizes in series.items()
-}
-off = replace(this.base, qk_norm="none")
-runs |= {
-    f"{name}, no qk-layernorm": grid(off, {("d_model", "n_layers"): sizes} | rest)
-    for name, sizes in series.items()
-}
-runs |= {
-    "jointly": grid(
-        this.base, {("d_model", "n_layers"): this.joint, "lr": this.upper, "seed": this.seeds}
-    )
+    "by width": grid(base, widths),
+    "by depth": grid(base, depths),
+    "by width, no qk-layernorm": grid(without, widths),
+    "by depth, no qk-layernorm": grid(without, depths),
+    "jointly": grid(base, joint),
 }
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
-)
-print(
-    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
-)
+report.summary(table, this)
 
 # %% [markdown]
 # ## Figure 7 · width against depth
+#
+# **Drawn.** Above: the final loss against the peak learning rate, the series by width on the left
+# and by depth on the right, a curve per size. Below: [LR
+# sensitivity](../../docs/glossary.md#lr-sensitivity) S against size for both.
+#
+# **If the claim holds,** S rises more steeply by depth than by width, and the largest deep model
+# has a lower best loss than the largest wide one.
+#
+# **On the laptop** it is the other way round: S falls by depth, and the best loss of the deep
+# series gets higher with each size.
 
 # %%
-by, window = ["method", "n_params"], analysis.where(table, lr=this.window)
-two = analysis.where(window, method=list(series))
-loss, sensitivity = analysis.lr_curves(two, by), analysis.sensitivities(two, by, this)
-figure = plots.figure_sweep(loss, sensitivity)
-report.save(figure, "fig07_width_vs_depth", {"loss": loss, **sensitivity}, two, this)
+pair = analysis.where(table, method=["by width", "by depth"])
+sensitivity = report.lr_figure(pair, this, "fig07_width_vs_depth")
 
 # %% [markdown]
 # ## Figure E.2 · the same without qk-layernorm
+#
+# **Drawn.** As Figure 7, without qk-layernorm: loss against the peak learning rate by width and by
+# depth above, [LR sensitivity](../../docs/glossary.md#lr-sensitivity) S against size below.
+#
+# **If the claim holds,** the curves of both series turn up well below the highest learning rate,
+# and S lies above that of Figure 7, whichever is scaled.
+#
+# **On the laptop** it is so: from LR 0.1 on both series lose much of what they learned.
 
 # %%
-without = analysis.where(window, method=[f"{name}, no qk-layernorm" for name in series])
-loss, sensitivity = analysis.lr_curves(without, by), analysis.sensitivities(without, by, this)
-figure = plots.figure_sweep(loss, sensitivity)
-report.save(figure, "figE02_width_vs_depth_no_qk", {"loss": loss, **sensitivity}, without, this)
+pair = analysis.where(table, method=["by width, no qk-layernorm", "by depth, no qk-layernorm"])
+sensitivity = report.lr_figure(pair, this, "figE02_width_vs_depth_no_qk")
 
 # %% [markdown]
 # ## Figure E.3 · the best loss of each series
 #
-# Points are means over seeds, bars their range. A dashed line is fitted to all but the largest size of its series: its
-# distance from the last point is the error of extrapolating.
+# **Drawn.** The best loss over the learning rates against size, for the series by width, by depth
+# and jointly. Points are means over seeds, bars their range. A dashed line is fitted to all but the
+# largest size of its series: its distance from the last point is the error of extrapolating.
+#
+# **If the claim holds,** the joint series has the lowest point at the largest size, and the line
+# that comes closest to its last point.
+#
+# **On the laptop** the series by width has the lowest loss, depth makes it worse, and the joint
+# series lies in between. Its line misses by about as much as the better of the others.
 
 # %%
-best = analysis.optimum(analysis.where(table, method=[*series, "jointly"]), by)
+best = analysis.optimum(
+    analysis.where(table, method=["by width", "by depth", "jointly"]), ["method", "n_params"]
+)
 fits = analysis.extrapolated(best)
 figure = plots.figure_best_loss(best, fits)
 report.save(figure, "figE03_best_loss", {"best": best, "fits": fits}, table, this)
@@ -105,14 +122,16 @@ fits.groupby("method", sort=False)[["n_params", "slope", "error"]].mean().round(
 # %% [markdown]
 # ## What we see at laptop scale
 #
-# In a training this short depth does not pay: deeper models of one width have a *higher* best loss, width a lower one,
-# and S falls with depth where the paper has it rise. Without qk-layernorm both series are clearly more sensitive.
+# In a training this short depth does not pay: deeper models of one width have a *higher* best loss,
+# width a lower one, and S falls with depth where the paper has it rise. Without qk-layernorm both
+# series are clearly more sensitive.
 
 # %% [markdown]
 # ## Verdicts
 #
-# Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds
-# lies on the claimed side.
+# Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
+# [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.width_vs_depth(table, curves, this), "05", this)

@@ -13,13 +13,15 @@
 # %% [markdown]
 # # 6 · µParam and other parameterizations
 #
-# **Question.** µParam keeps the best learning rate fixed while the width grows. Does it also make training more stable?
+# **Question.** µParam keeps the best learning rate fixed while the width grows. Does it also make
+# training more stable?
 #
-# **The paper** (section 3.2.4 and appendix E; Figures 8, E.4, E.5, E.6 and E.14) says: with µParam the best learning rate
-# stops moving, but neither the loss nor LR sensitivity gets better; it does not replace qk-layernorm. Its full form with
-# qk-layernorm survives a learning rate of 1. Scaling logits by 1/d_head instead of 1/√d_head is slightly better for the
-# smallest model, worse for the largest, and does not replace qk-layernorm either. Scaling a tensor's learning rate by its
-# RMS also fixes the best learning rate.
+# **The paper** (section 3.2.4 and appendix E; Figures 8, E.4, E.5, E.6 and E.14) says: with µParam
+# the best learning rate stops moving, but neither the loss nor LR sensitivity gets better; it does
+# not replace qk-layernorm. Its full form with qk-layernorm survives a learning rate of 1. Scaling
+# logits by 1/d_head instead of 1/√d_head is slightly better for the smallest model, worse for the
+# largest, and does not replace qk-layernorm either. Scaling a tensor's learning rate by its RMS
+# also fixes the best learning rate.
 
 # %% tags=["parameters"]
 scale = "laptop"  # smoke | laptop | gpu | paper
@@ -40,99 +42,126 @@ this = study(scale, overrides, train, publish)
 # %% [markdown]
 # ## The runs
 #
-# *Simple* µParam divides the learning rate of linear layers by the width relative to the smallest model's;
-# *intermediate* also shrinks the head's initialization, *full* also scales logits by 1/d_head and starts queries at
-# zero. LR × RMS multiplies a tensor's learning rate by max(RMS, 1e-3), so its grid is ten times higher.
+# *Simple* µParam divides the learning rate of linear layers by the width relative to the smallest
+# model's. LR × RMS multiplies a tensor's learning rate by max(RMS, 1e-3), so its grid is ten times
+# higher.
 
 # %% tags=["grid"]
-b, off, base_width = this.base, replace(this.base, qk_norm="none"), this.sizes[0][0]
-rest = {"lr": this.window, "seed": this.seeds}
-standard = {("d_model", "n_layers"): this.sizes} | rest
-simple = {
-    ("d_model", "n_layers", "linear_lr"): [(d, n, base_width / d) for d, n in this.sizes]
-} | rest
-runs = {"standard": grid(b, standard), "µParam (simple)": grid(b, simple)}
-runs |= {
-    "standard, no qk-layernorm": grid(off, standard),
-    "µParam (simple), no qk-layernorm": grid(off, simple),
-}
-runs |= {
-    "LR × RMS": grid(
-        replace(b, lr_scaling="rms"), standard | {"lr": tuple(10 * lr for lr in this.window)}
-    )
+base, without = this.base, replace(this.base, qk_norm="none")
+base_width = this.sizes[0][0]
+scaled_sizes = [(width, layers, base_width / width) for width, layers in this.sizes]
+lrs_and_seeds = {"lr": this.window, "seed": this.seeds}
+standard = {("d_model", "n_layers"): this.sizes} | lrs_and_seeds
+simple = {("d_model", "n_layers", "linear_lr"): scaled_sizes} | lrs_and_seeds
+higher = standard | {"lr": tuple(10 * lr for lr in this.window)}
+runs = {
+    "standard": grid(base, standard),
+    "µParam (simple)": grid(base, simple),
+    "standard, no qk-layernorm": grid(without, standard),
+    "µParam (simple), no qk-layernorm": grid(without, simple),
+    "LR × RMS": grid(replace(base, lr_scaling="rms"), higher),
 }
 
+# %% [markdown]
+# At the largest size, *intermediate* µParam also shrinks the head's initialization, and *full*
+# µParam also scales logits by 1/d_head and starts queries at zero. Scaled logits alone are tried at
+# the smallest and the largest size.
+
 # %% tags=["grid"]
-(d, n), ends = (
-    this.sizes[-1],
-    {
-        ("d_model", "n_layers"): (this.sizes[0], this.sizes[-1]),
-        "lr": this.upper,
-        "seed": this.seeds,
-    },
-)
-head = {
-    "d_model": d,
-    "n_layers": n,
-    "linear_lr": base_width / d,
-    "head_init": (base_width / d) ** 0.5,
+width, layers = this.sizes[-1]
+intermediate = {
+    "d_model": width,
+    "n_layers": layers,
+    "linear_lr": base_width / width,
+    "head_init": (base_width / width) ** 0.5,
 }
-full = head | {"attention_power": 1.0, "query_init": 0.0}
+full = intermediate | {"attention_power": 1.0, "query_init": 0.0}
+smallest_and_largest = (this.sizes[0], this.sizes[-1])
+ends = {("d_model", "n_layers"): smallest_and_largest, "lr": this.upper, "seed": this.seeds}
 runs |= {
-    "µParam (intermediate)": grid(replace(b, **head), rest),
-    "µParam (full)": grid(replace(b, **full), rest),
+    "µParam (intermediate)": grid(replace(base, **intermediate), lrs_and_seeds),
+    "µParam (full)": grid(replace(base, **full), lrs_and_seeds),
+    "µParam (full), no qk-layernorm": grid(replace(without, **full), lrs_and_seeds),
+    "logits / d_head": grid(replace(base, attention_power=1.0), ends),
+    "logits / d_head, no qk-layernorm": grid(replace(without, attention_power=1.0), ends),
 }
-runs |= {"µParam (full), no qk-layernorm": grid(replace(off, **full), rest)}
-runs |= {"logits / d_head": grid(replace(b, attention_power=1.0), ends)}
-runs |= {"logits / d_head, no qk-layernorm": grid(replace(off, attention_power=1.0), ends)}
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
-)
-print(
-    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
-)
+report.summary(table, this)
 
 # %% [markdown]
 # ## Figure 8 · standard parameterization against simple µParam
+#
+# **Drawn.** Above: the final loss against the peak learning rate, the standard parameterization on
+# the left and simple µParam on the right, a curve per size. Below: [LR
+# sensitivity](../../docs/glossary.md#lr-sensitivity) S against size for both.
+#
+# **If the claim holds,** the lowest points on the right lie above one another while those on the
+# left move to lower learning rates as the model grows; the best loss and S are no better with
+# µParam.
+#
+# **On the laptop** the lowest points do so. S is no lower with µParam, nor is the best loss much,
+# though the seeds spread too widely to exclude a small gain.
 
 # %%
-by = ["method", "n_params"]
-two = analysis.where(table, method=["standard", "µParam (simple)"])
-loss, sensitivity = analysis.lr_curves(two, by), analysis.sensitivities(two, by, this)
-figure = plots.figure_sweep(loss, sensitivity)
-report.save(figure, "fig08_mu_param", {"loss": loss, **sensitivity}, two, this)
+pair = analysis.where(table, method=["standard", "µParam (simple)"])
+sensitivity = report.lr_figure(pair, this, "fig08_mu_param")
 
 # %% [markdown]
 # ## Figure E.4 · the same without qk-layernorm
+#
+# **Drawn.** As Figure 8, without qk-layernorm: loss against the peak learning rate for the standard
+# parameterization and simple µParam above, [LR sensitivity](../../docs/glossary.md#lr-sensitivity)
+# S against size below.
+#
+# **If the claim holds,** both panels have the cliff at high learning rates, and the S of µParam is
+# far above that of the standard parameterization with qk-layernorm in Figure 8.
+#
+# **On the laptop** it is so: the two S are much the same, and both high.
 
 # %%
-without = analysis.where(
+pair = analysis.where(
     table, method=["standard, no qk-layernorm", "µParam (simple), no qk-layernorm"]
 )
-loss, sensitivity = analysis.lr_curves(without, by), analysis.sensitivities(without, by, this)
-figure = plots.figure_sweep(loss, sensitivity)
-report.save(figure, "figE04_mu_param_no_qk", {"loss": loss, **sensitivity}, without, this)
+sensitivity = report.lr_figure(pair, this, "figE04_mu_param_no_qk")
 
 # %% [markdown]
 # ## Figure E.5 · simple, intermediate and full µParam at the largest size
+#
+# **Drawn.** The final loss of the largest model against the peak learning rate: the standard
+# parameterization, simple, intermediate and full µParam, and full µParam without qk-layernorm.
+#
+# **If the claim holds,** full µParam with qk-layernorm stays low up to LR 1, and at its best
+# learning rate it is no better than the standard parameterization.
+#
+# **On the laptop** full µParam loses least of all at LR 1, though still more than a tenth of what
+# it learned, and its best loss is a little lower. Without qk-layernorm it turns up early.
 
 # %%
 variants = [
     "standard",
-    *(f"µParam ({kind})" for kind in ("simple", "intermediate", "full")),
+    "µParam (simple)",
+    "µParam (intermediate)",
+    "µParam (full)",
     "µParam (full), no qk-layernorm",
 ]
-kinds = analysis.where(table, method=variants, n_params=table["n_params"].max())
-loss = analysis.lr_curves(kinds, by)
-report.save(plots.figure_by_size(loss), "figE05_mu_param_variants", {"loss": loss}, kinds, this)
+largest = analysis.where(table, method=variants, n_params=table["n_params"].max())
+report.size_figure(largest, this, "figE05_mu_param_variants")
 
 # %% [markdown]
 # ## Figure E.6 · logits scaled by 1/√d_head or 1/d_head
+#
+# **Drawn.** The final loss against the upper learning rates, the smallest model on the left and the
+# largest on the right: both scalings of the logits, with and without qk-layernorm.
+#
+# **If the claim holds,** 1/d_head is slightly lower at the smallest size and higher at the largest,
+# and without qk-layernorm both scalings turn up.
+#
+# **On the laptop** the two curves with qk-layernorm lie close together, and so do the two without,
+# which turn up: qk-layernorm decides, the scaling does not.
 
 # %%
 scalings = [
@@ -141,46 +170,49 @@ scalings = [
     "logits / d_head",
     "logits / d_head, no qk-layernorm",
 ]
-scaled = analysis.where(
-    table,
-    method=scalings,
-    lr=this.upper,
-    n_params=[table["n_params"].min(), table["n_params"].max()],
-)
-loss = analysis.lr_curves(scaled, by)
-report.save(plots.figure_by_size(loss), "figE06_logit_scale", {"loss": loss}, scaled, this)
+n_ends = [table["n_params"].min(), table["n_params"].max()]
+scaled = analysis.where(table, method=scalings, lr=this.upper, n_params=n_ends)
+report.size_figure(scaled, this, "figE06_logit_scale")
 
 # %% [markdown]
 # ## Figure E.14 · learning rates scaled by the RMS of each tensor
 #
-# The learning rate means something else here, so S is not reported, as the paper asks.
+# **Drawn.** The final loss against the peak learning rate, the standard parameterization on the
+# left and LR × RMS on the right, a curve per size. The learning rate means something else on the
+# right, so S is not reported, as the paper asks.
+#
+# **If the claim holds,** the lowest points on the right lie above one another.
+#
+# **On the laptop** they do.
 
 # %%
-rms = analysis.where(table, method=["standard", "LR × RMS"])
-loss = analysis.lr_curves(rms, by)
-report.save(plots.figure_sweep(loss), "figE14_rms_scaled_lr", {"loss": loss}, rms, this)
+pair = analysis.where(table, method=["standard", "LR × RMS"])
+by = ["method", "n_params"]
+loss = analysis.lr_curves(pair, by)
+report.save(plots.figure_sweep(loss), "figE14_rms_scaled_lr", {"loss": loss}, pair, this)
 
 # %% [markdown]
 # The best learning rate per size (geometric mean over seeds):
 
 # %%
-best = analysis.optimum(table, by).assign(best_lr=lambda f: np.log10(f["best_lr"]))
-best.pivot_table(index="method", columns="n_params", values="best_lr", sort=False).pipe(
-    lambda f: (10**f).round(4)
-)
+best = analysis.optimum(table, by)
+best["best_lr"] = np.log10(best["best_lr"])
+log_lr = best.pivot_table(index="method", columns="n_params", values="best_lr", sort=False)
+(10**log_lr).round(4)
 
 # %% [markdown]
 # ## What we see at laptop scale
 #
-# With µParam the best learning rate stays where it is while the standard one moves left as the width grows; LR × RMS
-# does the same. The best loss and LR sensitivity change little, and neither µParam nor smaller logits replace
-# qk-layernorm.
+# With µParam the best learning rate stays where it is while the standard one moves left as the
+# width grows; LR × RMS does the same. The best loss and LR sensitivity change little, and neither
+# µParam nor smaller logits replace qk-layernorm.
 
 # %% [markdown]
 # ## Verdicts
 #
-# Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds
-# lies on the claimed side.
+# Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
+# [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.mu_param(table, curves, this), "06", this)

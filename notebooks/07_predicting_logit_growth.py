@@ -13,12 +13,14 @@
 # %% [markdown]
 # # 7 · Predicting an instability before it happens
 #
-# **Question.** Can small models tell at which learning rate a larger one will fail, before it is trained?
+# **Question.** Can small models tell at which learning rate a larger one will fail, before it is
+# trained?
 #
-# **The paper** (section 3.3; Figures 9 and 10) fits, for each learning rate, the largest attention logit of the first
-# block early in training as a quadratic in N, and says: every run whose logit passed 10⁴ failed; the fit foretold that the
-# largest model would pass it at LR 1e-2, and its logit; it did fail. Why 10⁴: a model whose logits are forced to be large
-# (κ) gets worse from κ ≈ 10³, and worse than a bigram model at 10⁴.
+# **The paper** (section 3.3; Figures 9 and 10) fits, for each learning rate, the largest attention
+# logit of the first block early in training as a quadratic in N, and says: every run whose logit
+# passed 10⁴ failed; the fit foretold that the largest model would pass it at LR 1e-2, and its
+# logit; it did fail. Why 10⁴: a model whose logits are forced to be large (κ) gets worse from κ ≈
+# 10³, and worse than a bigram model at 10⁴.
 
 # %% tags=["parameters"]
 scale = "laptop"  # smoke | laptop | gpu | paper
@@ -41,95 +43,119 @@ this = study(scale, overrides, train, publish)
 # %% [markdown]
 # ## The runs
 #
-# Without qk-layernorm, several sizes at six learning rates. The held-out size is not among them: it is trained further
-# down, by this notebook, once the prediction stands in a file. For Figure 10, the largest size with q and k forced to the
-# length √κ per channel, and the same network without blocks (a bigram model), at the middle learning rate and over twice
-# the steps: a model must learn more than a bigram before one can ask when it gets worse than that.
+# Figure 9: without qk-layernorm, several sizes at six learning rates. The [held-out
+# size](../../docs/glossary.md#held-out-size) is not among them: it is trained further down, by this
+# notebook, once the prediction stands in a file.
 
 # %% tags=["grid"]
-off, lrs = replace(this.base, qk_norm="none"), this.window[-6:]
+without, lrs = replace(this.base, qk_norm="none"), this.window[-6:]
 fitted = {("d_model", "n_layers"): this.fitted, "lr": lrs, "seed": this.seeds}
-(d, n), steps, warmup = (
-    this.sizes[-1],
-    2 * this.base.hparams.steps,
-    2 * this.base.hparams.warmup_steps,
-)
-one = replace(
+larger = {("d_model", "n_layers"): this.held_out, "lr": lrs, "seed": this.seeds}
+runs = {"without qk-layernorm": grid(without, fitted)}
+held_out = {"without qk-layernorm": grid(without, larger)}
+
+# %% [markdown]
+# Figure 10: the largest size with q and k forced to the length √κ per channel
+# ([κ](../../docs/glossary.md#kappa)), and the same network without blocks (a [bigram
+# model](../../docs/glossary.md#bigram-model)), at the middle learning rate and over twice the
+# steps: a model must learn more than a bigram before one can ask when it gets worse than that.
+
+# %% tags=["grid"]
+width, layers = this.sizes[-1]
+blocks = replace(
     this.base,
-    d_model=d,
-    n_layers=n,
+    d_model=width,
+    n_layers=layers,
     lr=this.window[len(this.window) // 2],
-    steps=steps,
-    warmup_steps=warmup,
+    steps=2 * this.base.hparams.steps,
+    warmup_steps=2 * this.base.hparams.warmup_steps,
 )
 kappas = {"qk_norm": ("kappa",), "kappa": (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), "seed": this.seeds}
-runs = {"without qk-layernorm": grid(off, fitted), "κ": grid(one, kappas)}
-runs |= {"bigram": grid(replace(one, n_layers=0), {"seed": this.seeds})}
-held_out = {"without qk-layernorm": grid(off, fitted | {("d_model", "n_layers"): this.held_out})}
+runs |= {
+    "κ": grid(blocks, kappas),
+    "bigram": grid(replace(blocks, n_layers=0), {"seed": this.seeds}),
+}
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
-)
-print(
-    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
-)
+report.summary(table, this)
 
 # %% [markdown]
-# ## Figure 9, first half · the fit and its prediction
+# ## Figure 9, first step · fit
 #
-# The paper looks at step 2e3 of 1e5, at 0.4 of the peak learning rate. We look at the first logged point at or after the
-# same share of the training, which in a short training is a few steps in; and, beside it, at half of the training. For each
-# learning rate, log₁₀ of the largest logit is a quadratic in log₁₀ N; the interval is that of one new run (95 %).
+# The paper looks at step 2e3 of 1e5, at 0.4 of the peak learning rate. We look at the first logged
+# point at or after the same share of the training (the [probe](../../docs/glossary.md#probe)),
+# which in a short training is a few steps in; and, beside it, at half of the training. For each
+# learning rate, log₁₀ of the largest logit is a quadratic in log₁₀ N, evaluated at the held-out
+# size. The interval is that of one new run (95 %).
 
 # %%
-off_runs = analysis.where(table, method="without qk-layernorm")
-probed = {
-    f"{share:.0%} of training": analysis.probe(off_runs, curves, share)
-    for share in (checks.PROBE, 0.5)
-}
-target = grid(off, {("d_model", "n_layers"): this.held_out})[0].model.n_params
-fits = pd.concat(
-    analysis.predict_logits(points, [target]).assign(probe=title)
+small = analysis.where(table, method="without qk-layernorm")
+shares = {f"{share:.0%} of training": share for share in (checks.PROBE, 0.5)}
+probed = {title: analysis.probe(small, curves, share) for title, share in shares.items()}
+larger_n = held_out["without qk-layernorm"][0].model.n_params
+fits = [
+    analysis.predict_logits(points, [larger_n]).assign(probe=title)
     for title, points in probed.items()
-)
-stored = sum(
-    bool(f.layer) for f in sweep.plan(held_out["without qk-layernorm"], prepare=False).found
-)
-prediction = report.predict(fits, off_runs, stored, this)
+]
+
+# %% [markdown]
+# ## Figure 9, second step · write the prediction down
+#
+# The prediction goes to `prediction.csv`, once: running this notebook again shows what was written
+# then. The column `held_out_stored` counts the held-out runs that existed at that moment; 0 means
+# that nobody could have known.
+
+# %%
+before = sweep.plan(held_out["without qk-layernorm"], prepare=False).found
+stored = sum(bool(run.layer) for run in before)
+prediction = report.predict(pd.concat(fits), small, stored, this)
 prediction.drop(columns="fitted_on").round(3)
 
 # %% [markdown]
-# The column `held_out_stored` counts the held-out runs that existed when this table was written to
-# `prediction.csv`. Only now is the larger size trained.
+# ## Figure 9, third step · train the larger size and compare
+#
+# Only now is the larger size trained.
 
 # %%
 larger, larger_curves = report.collect(held_out, this)
 
 # %%
-measured = {
-    title: analysis.probe(larger, larger_curves, share)
-    for title, share in zip(probed, (checks.PROBE, 0.5))
-}
-standing = {title: analysis.where(prediction, probe=title) for title in probed}
-scores = {
-    title: analysis.score(standing[title], measured[title], checks.PAPER_LOGIT) for title in probed
-}
-points = {
-    title: pd.concat([probed[title].assign(held_out=False), measured[title].assign(held_out=True)])
-    for title in probed
-}
-sizes = np.geomspace(table.query("n_params > 0")["n_params"].min(), target, 25)
-lines = {title: analysis.predict_logits(probed[title], sizes) for title in probed}
-columns = ["key", "seed", "n_params", "lr", "step", "max_attention_logit/0", "failed", "held_out"]
+points, scores, lines = {}, {}, {}
+sizes = np.geomspace(small["n_params"].min(), larger_n, 25)
+for title, share in shares.items():
+    measured = analysis.probe(larger, larger_curves, share)
+    written = analysis.where(prediction, probe=title)
+    both = [probed[title].assign(held_out=False), measured.assign(held_out=True)]
+    points[title] = pd.concat(both)
+    scores[title] = analysis.score(written, measured, checks.PAPER_LOGIT)
+    lines[title] = analysis.predict_logits(probed[title], sizes)
+
+# %% [markdown]
+# **Drawn.** The largest attention logit of the first block against size, at the paper's probe on
+# the left and half-way through the training on the right, a color per learning rate. Lines are the
+# fits, bands their prediction intervals, open points the held-out size, crosses runs that failed to
+# train. A dotted line marks 10⁴.
+#
+# **If the claim holds,** every point above 10⁴ is a cross, and the points of the held-out size lie
+# inside the bands and, where the fit says so, above the line.
+#
+# **On the laptop** the left bands contain the held-out points, but nothing passes 10⁴ so early. On
+# the right every point beyond 10⁴ is a cross; the band is widest where small models are stable and
+# larger ones are not.
+
+# %%
 figure = plots.figure9(points, lines)
-saved = {f"points, {t}": points[t][columns] for t in points} | {
-    f"fit, {t}": lines[t] for t in lines
-}
-report.save(figure, "fig09_predicted_logits", saved, pd.concat([off_runs, larger]), this)
+columns = ["key", "seed", "n_params", "lr", "step", "max_attention_logit/0", "failed", "held_out"]
+drawn = {f"points, {title}": points[title][columns] for title in shares}
+drawn |= {f"fit, {title}": lines[title] for title in shares}
+report.save(figure, "fig09_predicted_logits", drawn, pd.concat([small, larger]), this)
+
+# %% [markdown]
+# Prediction and measurement of the held-out size, means over seeds. `inside`: the run lies in its
+# interval. `foretold`: the prediction passes 10⁴ where the run fails, and only there.
 
 # %%
 shown = ["predicted", "lo", "hi", "max_attention_logit/0", "inside", "failed", "foretold"]
@@ -138,44 +164,51 @@ pd.concat(scores.values()).groupby(["probe", "lr"])[shown].mean().round(2)
 # %% [markdown]
 # ## Figure 10 · how large may logits be?
 #
-# Queries and keys are forced to length √κ per channel. The largest logit that this allows is κ·√d_head, not κ: the right
-# panel shows it beside the largest one measured.
+# **Drawn.** Left: the final loss against κ, with the bigram model's loss as a dotted line. Right:
+# the largest attention logit measured, and as a dashed line the largest that κ allows, κ·√d_head
+# (not κ).
+#
+# **If the claim holds,** the loss rises from κ ≈ 10³ on and passes the bigram's at 10⁴.
+#
+# **On the laptop** it rises a decade or two earlier, and passes the bigram's soon after. The
+# measured logits lie on the dashed line: the forced length is used up.
 
 # %%
-forced = analysis.with_loss(analysis.where(table, method="κ"))
-bigram = analysis.with_loss(analysis.where(table, method="bigram"))
-logits = (
-    analysis.curves_of(forced, curves).groupby("key", as_index=False)["max_attention_logit/0"].max()
-)
-logits = logits.merge(forced[["key", "seed", "kappa", "d_head"]], on="key")
-logits = logits.assign(allowed=logits["kappa"] * logits["d_head"] ** 0.5).sort_values("kappa")
-figure = plots.figure10(forced, bigram, logits)
-saved = {
+forced = analysis.where(table, method="κ")
+bigram = analysis.where(table, method="bigram")
+measured = analysis.curves_of(forced, curves).groupby("key", as_index=False)
+largest = measured["max_attention_logit/0"].max()
+logits = largest.merge(forced[["key", "seed", "kappa", "d_head"]], on="key")
+logits["allowed"] = logits["kappa"] * logits["d_head"] ** 0.5
+logits = logits.sort_values("kappa")
+drawn = {
     "loss": forced[["key", "seed", "kappa", "loss"]],
     "bigram": bigram[["key", "seed", "loss"]],
     "logits": logits,
 }
-report.save(figure, "fig10_kappa", saved, analysis.where(table, method=["κ", "bigram"]), this)
+figure = plots.figure10(forced, bigram, logits)
+report.save(figure, "fig10_kappa", drawn, pd.concat([forced, bigram]), this)
 
 # %% [markdown]
 # ## What we see at laptop scale
 #
-# At the paper's probe, a few steps in, the held-out model's logits lie inside the predicted interval at every learning
-# rate; none has passed 10⁴ by then, so the paper's threshold foretells nothing yet. Half-way through, every run beyond
-# 10⁴ fails. There the interval is widest at the learning rate where small models are stable and larger ones are not: a
-# quadratic through such a change of regime says little. With forced logits the loss gets worse long before κ = 10³, and
+# At the paper's probe, a few steps in, the held-out model's logits lie inside the predicted
+# interval at every learning rate; none has passed 10⁴ by then, so the paper's threshold foretells
+# nothing yet. Half-way through, every run beyond 10⁴ fails. There the interval is widest at the
+# learning rate where small models are stable and larger ones are not: a quadratic through such a
+# change of regime says little. With forced logits the loss gets worse long before κ = 10³, and
 # worse than a bigram's.
 
 # %% [markdown]
 # ## Verdicts
 #
-# Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds
-# lies on the claimed side.
+# Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
+# [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
-verdicts = report.publish(
-    checks.predicting_logit_growth(points, scores, forced, bigram), "07", this
-)
+claims = checks.predicting_logit_growth(points, scores, forced, bigram)
+verdicts = report.publish(claims, "07", this)
 Markdown(report.verdict_table(verdicts))
 
 # %% tags=["nbval-check-output"]

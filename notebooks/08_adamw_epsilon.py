@@ -13,12 +13,14 @@
 # %% [markdown]
 # # 8 · AdamW's ε and vanishing gradients
 #
-# **Question.** Gradients shrink as models grow. What happens when they come down to the ε in Adam's denominator?
+# **Question.** Gradients shrink as models grow. What happens when they come down to the ε in Adam's
+# denominator?
 #
-# **The paper** (section 3.4 and appendices C and E; Figures 11, 12, 13, C.1, E.12, E.13 and E.15) says: the RMS of
-# gradients falls with N and with the learning rate, towards ε = 1e-8, because the residual stream grows with the learning
-# rate while gradients through LayerNorm shrink with its input. Once gradients are below ε, updates shrink. At 4.8B and LR
-# 0.3, ε = 1e-15 improves the loss and keeps gradients alive; ε = 1e-6 diverges.
+# **The paper** (section 3.4 and appendices C and E; Figures 11, 12, 13, C.1, E.12, E.13 and E.15)
+# says: the RMS of gradients falls with N and with the learning rate, towards ε = 1e-8, because the
+# residual stream grows with the learning rate while gradients through LayerNorm shrink with its
+# input. Once gradients are below ε, updates shrink. At 4.8B and LR 0.3, ε = 1e-15 improves the loss
+# and keeps gradients alive; ε = 1e-6 diverges.
 
 # %% tags=["parameters"]
 scale = "laptop"  # smoke | laptop | gpu | paper
@@ -39,73 +41,99 @@ this = study(scale, overrides, train, publish)
 # %% [markdown]
 # ## The runs
 #
-# The default at every size and learning rate, shared with the other sections; the depth series for what depends on
-# the block; and, at the largest size and LR 0.3, a range of ε. Gradients of small models lie far above 1e-8, so
-# the larger ε of the range *force* what the paper saw happen by itself.
+# The default at every size and learning rate, shared with the other sections; the depth series for
+# what depends on the block; and, at the largest size and LR 0.3, a range of ε. Gradients of small
+# models lie far above 1e-8, so the larger ε of the range [*force*](../../docs/glossary.md#forced)
+# what the paper saw happen by itself.
 
 # %% tags=["grid"]
-axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
+lrs_and_seeds = {"lr": this.window, "seed": this.seeds}
+width, layers = this.sizes[-1]
+largest = replace(this.base, d_model=width, n_layers=layers, lr=0.3)
 runs = {
-    "default": grid(this.base, axes),
-    "by depth": grid(this.base, axes | {("d_model", "n_layers"): this.depths}),
+    "default": grid(this.base, {("d_model", "n_layers"): this.sizes} | lrs_and_seeds),
+    "by depth": grid(this.base, {("d_model", "n_layers"): this.depths} | lrs_and_seeds),
 }
-d, n = this.sizes[-1]
-largest = replace(this.base, d_model=d, n_layers=n, lr=0.3)
-runs |= {
-    f"ε = {eps:g}": grid(replace(largest, eps=eps), {"seed": this.seeds})
-    for eps in (1e-15, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3)
-}
+for eps in (1e-15, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3):
+    runs[f"ε = {eps:g}"] = grid(replace(largest, eps=eps), {"seed": this.seeds})
 
 # %%
 table, curves = report.collect(runs, this)
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{len(table)} rows, {table['key'].nunique()} runs, {table['n_params'].nunique()} sizes, {table['seed'].nunique()} seeds"
-)
-print(
-    f"data {this.base.data}, {this.base.hparams.steps} steps of {this.base.train.batch_size} × {this.base.model.seq_len} tokens"
-)
+report.summary(table, this)
 
 # %% [markdown]
 # ## Figure 11 · gradient RMS of the first MLP layer
 #
-# Means over the end of the training (the last twentieth of the logged points), before clipping. Right: every block of the
-# deepest model.
+# **Drawn.** The [gradient RMS](../../docs/glossary.md#gradient-rms) of the first MLP layer at the
+# end of the training (the last twentieth of the logged points, before clipping). Left: of block 0
+# against size, a line per learning rate. Middle: of block 0 against the learning rate, a line per
+# size. Right: against the number of the block in the deepest model. ε = 1e-8 is marked where it
+# lies in view.
+#
+# **If the claim holds,** the lines of the left and the middle panel fall, towards ε.
+#
+# **On the laptop** they fall, but for the lowest learning rates, and end orders of magnitude above
+# ε.
 
 # %%
 swept, deep = analysis.where(table, method="default"), analysis.where(table, method="by depth")
-deep = analysis.where(deep, n_layers=deep["n_layers"].max())
-eps, blocks = this.base.hparams.eps, range(deep["n_layers"].max())
-gradients = [f"grad_rms/blocks/{i}/mlp_in/kernel" for i in blocks]
-panels = analysis.rms_panels(swept, deep, curves, checks.GRADIENT, gradients)
+deepest = analysis.where(deep, n_layers=deep["n_layers"].max())
+shown = pd.concat([swept, deepest])
+eps, blocks = this.base.hparams.eps, range(deepest["n_layers"].max())
+by_block = [f"grad_rms/blocks/{i}/mlp_in/kernel" for i in blocks]
+panels = analysis.rms_panels(swept, deepest, curves, checks.GRADIENT, by_block)
 figure = plots.figure_rms(panels, "rms", "gradient RMS, first MLP layer", eps)
-report.save(figure, "fig11_gradient_rms", panels, pd.concat([swept, deep]), this)
+report.save(figure, "fig11_gradient_rms", panels, shown, this)
 
 # %% [markdown]
-# ## Figure E.12 · the same for the key projection
+# ## Figure E.12 · gradient RMS of the key projection
+#
+# **Drawn.** As Figure 11, for the key projection of the attention: its gradient RMS against size,
+# against the learning rate and against the block.
+#
+# **If the claim holds,** the lines fall with size and with the learning rate here too.
+#
+# **On the laptop** they fall with the learning rate; with size they do not fall clearly.
 
 # %%
-keys = [f"grad_rms/blocks/{i}/attention/key/kernel" for i in blocks]
-panels = analysis.rms_panels(swept, deep, curves, checks.KEY_GRADIENT, keys)
+by_block = [f"grad_rms/blocks/{i}/attention/key/kernel" for i in blocks]
+panels = analysis.rms_panels(swept, deepest, curves, checks.KEY_GRADIENT, by_block)
 figure = plots.figure_rms(panels, "rms", "gradient RMS, key projection", eps)
-report.save(figure, "figE12_key_gradient_rms", panels, pd.concat([swept, deep]), this)
+report.save(figure, "figE12_key_gradient_rms", panels, shown, this)
 
 # %% [markdown]
 # ## Figure C.1 · RMS of a block's output
 #
-# Block 2, or the last one where there are fewer.
+# **Drawn.** The RMS of the output of block 2 (the last one where there are fewer) at the end of the
+# training, against size and against the learning rate; on the right, that of every block of the
+# deepest model.
+#
+# **If the claim holds,** the lines are flat in size, and rise with the learning rate and from block
+# to block: the residual stream grows, and gradients through LayerNorm shrink with it.
+#
+# **On the laptop** the stream grows with the learning rate and with depth, and at high learning
+# rates also with size.
 
 # %%
 block = min(2, swept["n_layers"].min() - 1)
-panels = analysis.rms_panels(
-    swept, deep, curves, f"block_rms/{block}", [f"block_rms/{i}" for i in blocks]
-)
+by_block = [f"block_rms/{i}" for i in blocks]
+panels = analysis.rms_panels(swept, deepest, curves, f"block_rms/{block}", by_block)
 figure = plots.figure_rms(panels, "rms", "RMS of the block's output")
-report.save(figure, "figC01_block_output_rms", panels, pd.concat([swept, deep]), this)
+report.save(figure, "figC01_block_output_rms", panels, shown, this)
 
 # %% [markdown]
 # ## Figure E.13 · gradient and update RMS during training, over N and learning rate
+#
+# **Drawn.** The [gradient RMS and the update RMS](../../docs/glossary.md#gradient-rms) of the first
+# MLP layer against the step, a row per size, a column per learning rate, a line per seed. ε is
+# marked.
+#
+# **If the claim holds,** the gradient comes down towards ε from the upper left to the lower right,
+# and where it gets there the update falls.
+#
+# **On the laptop** the gradient does come down, but nowhere near ε, and the update stays.
 
 # %%
 observed = analysis.curves_of(analysis.where(swept, lr=this.upper), curves)
@@ -116,40 +144,59 @@ report.save(figure, "figE13_update_rms", {"trajectories": observed[columns]}, sw
 # %% [markdown]
 # ## Figure 12 · loss and gradient RMS for several ε
 #
-# The largest size at LR 0.3. Left the paper's two ε, right the raised ones.
+# **Drawn.** Training loss above, [gradient RMS](../../docs/glossary.md#gradient-rms) of block 0
+# below, against the step: the largest size at LR 0.3, a color per ε. Left the paper's two ε, right
+# the raised ones, which [force](../../docs/glossary.md#forced) the effect.
+#
+# **If the claim holds,** the smaller ε has the lower loss, and the larger one's gradient collapses.
+#
+# **On the laptop** the paper's two ε coincide, as gradients lie far above both. Of the raised ones
+# the largest ends slightly worse, but its gradient is the larger one: nothing collapses.
 
 # %%
-groups = {"paper": (1e-15, 1e-8), "raised": (1e-15, 1e-5, 1e-4, 1e-3), "E.15": (1e-8, 1e-6)}
-titles = {
-    "paper": "ε of the paper's Fig. 12",
-    "raised": "raised ε: forced",
-    "E.15": "ε of the paper's Fig. E.15",
+groups = {
+    "paper": (1e-15, 1e-8),
+    "raised": (1e-15, 1e-5, 1e-4, 1e-3),
+    "E.15": (1e-8, 1e-6),
 }
-ladder = analysis.where(table, method=[m for m in runs if m.startswith("ε")])
-grouped = pd.concat([analysis.where(ladder, eps=e).assign(point=g) for g, e in groups.items()])
-observed, columns = analysis.curves_of(grouped, curves), ["key", "seed", "method", "point", "step"]
-two = {g: titles[g] for g in ("paper", "raised")}
+ladder = analysis.where(table, method=[method for method in runs if method.startswith("ε")])
+grouped = [analysis.where(ladder, eps=eps).assign(point=name) for name, eps in groups.items()]
+observed = analysis.curves_of(pd.concat(grouped), curves)
+columns = ["key", "seed", "method", "point", "step"]
+titles = {"paper": "ε of the paper's Fig. 12", "raised": "raised ε: forced"}
 quantities = {
     "loss": ("training loss (nats/token)", "linear"),
     checks.GRADIENT: ("gradient RMS, block 0", "log"),
 }
-figure = plots.figure_trajectories(observed, quantities, two)
-report.save(
-    figure, "fig12_epsilon", {"trajectories": observed[[*columns, *quantities]]}, ladder, this
-)
+figure = plots.figure_trajectories(observed, quantities, titles)
+drawn = observed[[*columns, *quantities]]
+report.save(figure, "fig12_epsilon", {"trajectories": drawn}, ladder, this)
 
 # %% [markdown]
 # ## Figure E.15 · ε = 1e-6 against 1e-8
+#
+# **Drawn.** As Figure 12, for ε = 1e-6 and 1e-8: training loss and gradient RMS against the step.
+#
+# **If the claim holds,** the loss with ε = 1e-6 goes up where that with 1e-8 goes down.
+#
+# **On the laptop** the two coincide: even 1e-6 is far below the gradients.
 
 # %%
-shown = analysis.where(observed, point="E.15")
-figure = plots.figure_trajectories(shown, quantities, {"E.15": titles["E.15"]})
-report.save(
-    figure, "figE15_epsilon_1e-6", {"trajectories": shown[[*columns, *quantities]]}, ladder, this
-)
+pair = analysis.where(observed, point="E.15")
+figure = plots.figure_trajectories(pair, quantities, {"E.15": "ε of the paper's Fig. E.15"})
+drawn = pair[[*columns, *quantities]]
+report.save(figure, "figE15_epsilon_1e-6", {"trajectories": drawn}, ladder, this)
 
 # %% [markdown]
 # ## Figure 13 · gradient and update RMS per ε, first and last block
+#
+# **Drawn.** Gradient RMS (upper two rows) and update RMS (lower two rows) of the first MLP layer
+# against the step, in the first and in the last block: the runs of Figure 12, a color per ε.
+#
+# **If the claim holds,** the update is smaller for each ε that lies above the gradient.
+#
+# **On the laptop** the paper's two ε coincide; the raised ones order the updates as the claim says,
+# in both blocks.
 
 # %%
 last = f"blocks/{ladder['n_layers'].max() - 1}/mlp_in/kernel"
@@ -159,24 +206,24 @@ quantities = {
     checks.UPDATE: ("update RMS, block 0", "log"),
     f"update_rms/{last}": ("update RMS, last block", "log"),
 }
-figure = plots.figure_trajectories(observed, quantities, two)
-report.save(
-    figure, "fig13_update_rms", {"trajectories": observed[[*columns, *quantities]]}, ladder, this
-)
+figure = plots.figure_trajectories(observed, quantities, titles)
+drawn = observed[[*columns, *quantities]]
+report.save(figure, "fig13_update_rms", {"trajectories": drawn}, ladder, this)
 
 # %% [markdown]
 # ## What we see at laptop scale
 #
-# Gradients fall with N and with the learning rate, as the paper says, but stay orders of magnitude above ε = 1e-8: what
-# ε does can only be forced here. Raised to the size of the gradients, it shrinks updates as predicted, gradients do not
-# collapse further, and the loss gets slightly worse. The residual stream grows with the learning rate and with depth; here it
-# also grows with N.
+# Gradients fall with N and with the learning rate, as the paper says, but stay orders of magnitude
+# above ε = 1e-8: what ε does can only be forced here. Raised to the size of the gradients, it
+# shrinks updates as predicted, gradients do not collapse further, and the loss gets slightly worse.
+# The residual stream grows with the learning rate and with depth; here it also grows with N.
 
 # %% [markdown]
 # ## Verdicts
 #
-# Measures and thresholds were fixed in `proxies_lib/checks.py` before the runs. *Holds*: the whole interval over seeds
-# lies on the claimed side.
+# Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
+# [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
+# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
 
 # %%
 verdicts = report.publish(checks.adamw_epsilon(table, curves, this), "08", this)

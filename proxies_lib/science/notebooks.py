@@ -1,10 +1,14 @@
-"""Notebooks as programs: find a section, read its grid without running it, execute it with
-papermill."""
+"""Notebooks as programs: find a section, read its grid without running it, execute it.
+
+A notebook is a jupytext file, notebooks/NN_name.py; NN is its section. Papermill executes it with
+parameters and writes NN_name.ipynb into the folder of the study's label.
+"""
 
 import contextlib
 import logging
 import os
 import pathlib
+import re
 import tempfile
 
 import jupytext
@@ -20,6 +24,8 @@ GRIDS = ("runs", "held_out")  # what the cells tagged `grid` may define, by meth
 
 START_SECONDS = 180  # for a kernel to answer, on a busy machine
 
+DRAWN = "**Drawn.**"  # begins the paragraph above a figure that says what it shows
+
 
 def sections() -> dict[str, pathlib.Path]:
     """The notebooks by number: {"01": …/01_attention_logit_growth.py}."""
@@ -29,17 +35,20 @@ def sections() -> dict[str, pathlib.Path]:
 
 
 def choose(names: list[str]) -> list[pathlib.Path]:
-    """Sections by number or name, the overview last: it shows what the others found. Raises
-    UserError."""
+    """The notebooks of the sections with these numbers or names, all of them where none is given.
+
+    The overview comes last: it shows what the others found. Raises UserError for an unknown one.
+    """
     known = sections()
     if not known:
         raise UserError(f"notebooks: none in {paths.root()}; stand in the project's folder")
-    chosen = []
+    chosen = set()
     for name in names or list(known):
-        if name[:2] not in known or name not in (name[:2], known[name[:2]].stem):
+        number = name[:2]
+        if number not in known or name not in (number, known[number].stem):
             refuse("section", name, f"must be one of {', '.join(known)}")
-        chosen.append(known[name[:2]])
-    return sorted(set(chosen), key=lambda path: (path.name.startswith("00"), path))
+        chosen.add(known[number])
+    return sorted(chosen, key=lambda path: (path.name.startswith("00"), path))
 
 
 def reading(scale: str) -> dict:
@@ -53,31 +62,35 @@ def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]
     The second list is what the grid calls `held_out`: runs that the notebook trains itself, after
     a prediction. Raises UserError where the notebook cannot be read or a cell of its grid fails.
     """
-    space = _grid_cells(path, parameters)
-    runs, held_out = ([run for runs in space[name].values() for run in runs] for name in GRIDS)
+    defined = _grid_cells(path, parameters)
+    runs, held_out = ([run for arm in defined[name].values() for run in arm] for name in GRIDS)
     return runs, held_out
 
 
 def grid_of(path: pathlib.Path, parameters: dict) -> dict[str, list[Run]]:
     """Every run a section asks for, by method, held-out ones included. Raises as `runs_of`."""
-    space = _grid_cells(path, parameters)
-    held_out = space["held_out"]
-    return {method: runs + held_out.get(method, []) for method, runs in space["runs"].items()}
+    defined = _grid_cells(path, parameters)
+    held_out = defined["held_out"]
+    return {method: runs + held_out.get(method, []) for method, runs in defined["runs"].items()}
 
 
 def _grid_cells(path: pathlib.Path, parameters: dict) -> dict:
-    """The names that a notebook's cells tagged `setup` and `grid` define, with `parameters`."""
-    space = dict.fromkeys(GRIDS, {}) | parameters
+    """The names that a notebook's cells tagged `setup` and `grid` define, with `parameters`.
+
+    Only these cells are executed: asking what a section would train costs no training.
+    """
+    names = dict.fromkeys(GRIDS, {}) | parameters
     for cell in _read(path).cells:
-        if {"setup", "grid"} & set(cell.metadata.get("tags", [])):
-            try:
-                exec(compile(cell.source, path.name, "exec"), space)
-            except UserError:
-                raise
-            except Exception as error:
-                why = engines.what_failed(error)
-                raise UserError(f"{path.stem}: a cell of its grid failed ({why})") from error
-    return space
+        if not {"setup", "grid"} & set(cell.metadata.get("tags", [])):
+            continue
+        try:
+            exec(compile(cell.source, path.name, "exec"), names)
+        except UserError:
+            raise
+        except Exception as error:
+            why = engines.what_failed(error)
+            raise UserError(f"{path.stem}: a cell of its grid failed ({why})") from error
+    return names
 
 
 def _read(path: pathlib.Path):
@@ -91,8 +104,8 @@ def _read(path: pathlib.Path):
 def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
     """Run one notebook with papermill into its label's folder, in this interpreter.
 
-    Raises UserError where a cell fails, the kernel dies or a file cannot be written.
     The output appears only when complete; a failed one stays beside it as `.failed.ipynb`.
+    Raises UserError where a cell fails, the kernel dies or a file cannot be written.
     """
     import nbformat
 
@@ -105,6 +118,7 @@ def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
         notebook = nbformat.read(scratch, as_version=4)
         _check_that_all_cells_ran(notebook, path.stem, scratch)
         _scrub(notebook)
+        describe_pictures(notebook)
         nbformat.write(notebook, scratch)
         os.replace(scratch, target)
     except OSError as error:
@@ -117,7 +131,7 @@ def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
     import papermill
 
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # the line below says it
-    with _quiet_kernel():
+    with quiet_kernel():
         try:
             papermill.execute_notebook(
                 notebook,
@@ -158,8 +172,35 @@ def _scrub(notebook):
             cell.metadata.pop(name, None)
 
 
+def describe_pictures(notebook):
+    """Give every picture an alt text: its heading, and the paragraph above that begins with DRAWN.
+
+    It is metadata of the output. nbconvert's classic template writes it, its default one does not
+    (7.17); there a reader has the paragraph itself.
+    """
+    heading = drawn = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for paragraph in cell.source.split("\n\n"):
+                if paragraph.startswith("#"):
+                    heading, drawn = paragraph.lstrip("# "), ""
+                elif paragraph.startswith(DRAWN):
+                    drawn = paragraph.removeprefix(DRAWN)
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                alt = _without_markup(f"{heading}. {drawn}")
+                output.metadata.setdefault("image/png", {})["alt"] = alt
+
+
+def _without_markup(text: str) -> str:
+    """Markdown as plain text in one line: links become their words, emphasis goes."""
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"(?<!\\)[*`]", "", text)
+    return " ".join(text.replace("\\", "").split())
+
+
 @contextlib.contextmanager
-def _quiet_kernel():
+def quiet_kernel():
     """A kernel of this interpreter with a throw-away IPython profile.
 
     Another `python3` that Jupyter finds first would run other code, and the user's own start-up

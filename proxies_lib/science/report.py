@@ -10,16 +10,68 @@ import pandas as pd
 
 from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError
-from proxies_lib.runs import provenance, tables
-from proxies_lib.runs.engines import cores
-from proxies_lib.runs.provenance import commit
-from proxies_lib.runs.sweep import plan, run
-from proxies_lib.science import outputs, protocol
+from proxies_lib.runs import engines, provenance, sweep, tables
+from proxies_lib.science import analysis, outputs, plots, protocol
 from proxies_lib.science.claims import FAILS, HOLDS, UNTESTABLE
 from proxies_lib.science.figures import FIGURES
 from proxies_lib.science.protocol import Study
 
 PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
+
+
+def collect(
+    runs: dict[str, list[Run]], study: Study, columns=None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What notebooks call first: print the plan, train what is missing if `study.train`, and
+    return a table of runs and a table of curves.
+
+    `runs` maps the name of a method to its runs. The first table has a row per method and run, in
+    that order (a run may serve several methods), with `loss` = min(ℓ, ℓ0) in nats per token. The
+    second has a row per run and logged point, with the curves whose names begin with one of
+    `columns`; None takes them all.
+
+    Reading (train=False) also looks into the committed table of the label, or else of the scale.
+    Training never does.
+    """
+    layer = None if study.train else _published_table(study)
+    if study.publish:
+        outputs.claim(study, provenance.commit())
+    all_runs = [run for runs_of_method in runs.values() for run in runs_of_method]
+    # Runs that several methods share are planned, trained and read once, then get a row in each.
+    plan = sweep.plan(all_runs, layer=layer, prepare=study.train)
+    print(plan.describe(engines.cores()))
+    if study.train:
+        sweep.run(plan)
+        plan = sweep.plan(all_runs)  # now every run is found
+    table, curves = tables.table(list(plan.found), plan.folder, layer, columns)
+    row_of = {found.run: row for row, found in enumerate(plan.found)}
+    parts = []
+    for method, runs_of_method in runs.items():
+        without_repeats = dict.fromkeys(runs_of_method)
+        rows = [row_of[run] for run in without_repeats]
+        parts.append(table.iloc[rows].assign(method=method))
+    return analysis.with_loss(pd.concat(parts, ignore_index=True)), curves
+
+
+def _published_table(study: Study) -> pathlib.Path:
+    """The folder of the committed table that a study reads where its store lacks a run."""
+    published = paths.folder("papermill_runs")
+    own = published / study.label
+    return own if (own / "curves.parquet").exists() else published / study.scale
+
+
+def summary(table: pd.DataFrame, study: Study):
+    """Print what `collect` found: rows, runs, sizes and seeds, the data and the length."""
+    base = study.base
+    counts = {
+        "rows": len(table),
+        "runs": table["key"].nunique(),
+        "sizes": table["n_params"].nunique(),
+        "seeds": table["seed"].nunique(),
+    }
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    tokens = f"{base.train.batch_size} × {base.model.seq_len} tokens"
+    print(f"data {base.data}, {base.hparams.steps} steps of {tokens}")
 
 
 def save(
@@ -59,52 +111,67 @@ def save(
     )
 
 
+CURVE = ["method", "n_params"]  # what has one curve of loss against LR in a figure
+
+
+def lr_figure(runs: pd.DataFrame, study: Study, name: str) -> dict[str, pd.DataFrame]:
+    """Draw and save the paper's main figure: loss against LR above, LR sensitivity S against N
+    below. Returns S by the title of its window (P1, section 2.2)."""
+    loss = analysis.lr_curves(runs, CURVE)
+    sensitivity = analysis.sensitivities(runs, CURVE, study)
+    figure = plots.figure_sweep(loss, sensitivity)
+    save(figure, name, {"loss": loss, **sensitivity}, runs, study)
+    return sensitivity
+
+
+def size_figure(runs: pd.DataFrame, study: Study, name: str):
+    """Draw and save loss against LR with a panel per size and a curve per method."""
+    loss = analysis.lr_curves(runs, CURVE)
+    save(plots.figure_by_size(loss), name, {"loss": loss}, runs, study)
+
+
 VERDICTS = (HOLDS, FAILS, UNTESTABLE)
 
 CLAIMS = "claims.csv"
 
 COLUMNS = [
-    "claim",
-    "figure",
-    "section",
-    "statement",
-    "measure",
-    "effect",
-    "lo",
-    "hi",
-    "n",
-    "verdict",
-    "note",
+    *("claim", "figure", "section", "statement", "measure"),
+    *("effect", "lo", "hi", "n", "verdict", "note"),
 ]
 
 
 def structure_only(rows: list[dict], study: Study) -> list[dict]:
-    """At smoke scale nothing is learned: every verdict is "not testable", whatever the numbers say."""
+    """At smoke scale nothing is learned: each verdict is "not testable", whatever the numbers."""
     if study.scale != "smoke":
         return rows
-    return [
-        row | {"verdict": UNTESTABLE, "note": "smoke checks the machinery only"} for row in rows
-    ]
+    untestable = {"verdict": UNTESTABLE, "note": "smoke checks the machinery only"}
+    return [row | untestable for row in rows]
 
 
 def predict(
     predicted: pd.DataFrame, fitted: pd.DataFrame, held_out_stored: int, study: Study
 ) -> pd.DataFrame:
-    """Fig. 9's prediction as it stands in the label's `prediction.csv`, written once for each set of `fitted` runs.
+    """Fig. 9's prediction as it stands in the label's `prediction.csv`, written once for each set
+    of `fitted` runs.
 
-    `held_out_stored` says how many of the predicted runs were already trained when it was written. A study that
-    trains predicts from its own runs; one that reads shows the published prediction, where it has no own one.
+    `held_out_stored` says how many of the predicted runs were already trained when it was written.
+    A study that trains predicts from its own runs. One that reads shows the published prediction
+    where it has none of its own.
     """
     file = "prediction.csv"
     path = outputs.target("papermill_runs", study.label) / file
+    # A prediction counts for the runs it was fitted on. Other runs, another prediction.
     mark = config.digest({"keys": " ".join(sorted(fitted["key"].unique()))})
     places = [path]
     if not study.train:
+        # A study that trains must not see a prediction that others made from their runs.
         published = paths.folder("papermill_runs")
         places += [published / study.label / file, published / study.scale / file]
     for place in places:
         known = _read_csv(place, {"fitted_on": str})
-        if known is not None and "fitted_on" in known and known["fitted_on"].eq(mark).all():
+        if known is None or "fitted_on" not in known:
+            continue
+        if known["fitted_on"].eq(mark).all():
             return known
     predicted = predicted.assign(fitted_on=mark, held_out_stored=held_out_stored)
     if study.publish:
@@ -113,27 +180,27 @@ def predict(
 
 
 def publish(rows: list[dict], section: str, study: Study) -> pd.DataFrame:
-    """The verdicts as a table; when the study writes, also into its label's `claims.csv` (this section's rows)."""
+    """The verdicts as a table; when the study writes, also into its label's `claims.csv`, where
+    they replace the rows of this section."""
     mine = pd.DataFrame(structure_only(rows, study)).assign(section=section)[COLUMNS]
-    if study.publish:
-        path = outputs.target("papermill_runs", study.label) / CLAIMS
-        merged = mine
-        if path.exists() and (others := _read_claims(path)) is not None:
-            merged = pd.concat([others[others["section"] != section], mine], ignore_index=True)
-        elif path.exists():
-            print(
-                f"{CLAIMS} of {study.label} was damaged: it is begun anew, with section {section}"
-            )
-        text = merged.sort_values("section", kind="stable").to_csv(index=False, float_format="%.6g")
-        paths.write_atomically(path, text.encode())
+    if not study.publish:
+        return mine
+    path = outputs.target("papermill_runs", study.label) / CLAIMS
+    known = _read_claims(path) if path.exists() else None
+    if path.exists() and known is None:
+        print(f"{CLAIMS} of {study.label} was damaged: it is begun anew, with section {section}")
+    # Sections are executed one by one, and again: each replaces its own rows only.
+    merged = mine
+    if known is not None:
+        merged = pd.concat([known[known["section"] != section], mine], ignore_index=True)
+    ordered = merged.sort_values("section", kind="stable")
+    paths.write_atomically(path, ordered.to_csv(index=False, float_format="%.6g").encode())
     return mine
 
 
 def scoreboard(label: str, published: bool = False) -> pd.DataFrame:
-    """Every verdict of a label: of one's own runs where there are any, unless the `published` ones are wanted.
-
-    Raises UserError where there is none.
-    """
+    """Every verdict of a label: of one's own runs where there are any, unless the `published` ones
+    are wanted. Raises UserError where there is none."""
     place = outputs.source("papermill_runs", label, CLAIMS, published)
     if place is None:
         raise UserError(f"scale={label!r}: no {CLAIMS} yet; run its sections first")
@@ -144,135 +211,117 @@ def scoreboard(label: str, published: bool = False) -> pd.DataFrame:
 
 
 def _read_claims(path: pathlib.Path) -> pd.DataFrame | None:
-    """The rows of a `claims.csv`, None where it is damaged. Its last line ends: a part of a file does not pass."""
+    """The rows of a `claims.csv`, None where it is damaged."""
     numbers = {name: [""] for name in ("effect", "lo", "hi")}
     types = {"section": str, "figure": str} | dict.fromkeys(numbers, float)
     rows = _read_csv(path, types, keep_default_na=False, na_values=numbers)
-    whole = rows is not None and set(COLUMNS) <= set(rows) and rows["verdict"].isin(VERDICTS).all()
-    return rows[COLUMNS] if whole else None
+    if rows is None or not set(COLUMNS) <= set(rows):
+        return None
+    return rows[COLUMNS] if rows["verdict"].isin(VERDICTS).all() else None
 
 
 def _read_csv(path: pathlib.Path, types: dict, **options) -> pd.DataFrame | None:
     """A table that was written by `to_csv`; None where there is none, or only a part of one."""
     try:
         text = path.read_text("utf-8")
-        whole = text.endswith("\n")
-        return pd.read_csv(io.StringIO(text), dtype=types, **options) if whole else None
+        if not text.endswith("\n"):  # the last line of a whole file ends
+            return None
+        return pd.read_csv(io.StringIO(text), dtype=types, **options)
     except (OSError, ValueError):  # pandas' own errors are ValueErrors
         return None
 
 
 def short(rows: pd.DataFrame) -> pd.DataFrame:
     """The scoreboard as a reader sees it: one rounded effect with its interval."""
-    effect = [
-        "–" if pd.isna(e) else f"{e:.3g}" if pd.isna(lo) else f"{e:.3g} [{lo:.3g}, {hi:.3g}]"
-        for e, lo, hi in zip(rows["effect"], rows["lo"], rows["hi"], strict=True)
-    ]
-    return rows.assign(effect=effect)[
-        ["figure", "statement", "measure", "effect", "n", "verdict", "note"]
-    ]
+    effects = zip(rows["effect"], rows["lo"], rows["hi"], strict=True)
+    shown = rows.assign(effect=[_rounded(*effect) for effect in effects])
+    return shown[["figure", "statement", "measure", "effect", "n", "verdict", "note"]]
+
+
+def _rounded(effect: float, lo: float, hi: float) -> str:
+    """0.0992 [0.041, 0.157]; without the interval where there is none, "–" without an effect."""
+    if pd.isna(effect):
+        return "–"
+    return f"{effect:.3g}" if pd.isna(lo) else f"{effect:.3g} [{lo:.3g}, {hi:.3g}]"
 
 
 def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
-    """The short scoreboard as a Markdown table; with a `label`, linked to its notebooks, figures and data.
+    """The short scoreboard as a Markdown table; with a `label`, linked to its notebooks, figures
+    and data.
 
-    `up` is the way from the reader's folder to the project's. One's own notebooks lie a folder deeper.
+    `up` is the way from the reader's folder to the project's. One's own notebooks lie a folder
+    deeper.
     """
     shown = short(rows)
-    if label:
-        published = paths.folder("figures") / label
-        folder = outputs.source("figures", label, "") or published
-        own = "" if folder == published else "local/"
-        up = f"{up}../" if up and outputs.target("figures", label) != published else up
-        names = {
-            path.stem[:2]: path.stem for path in (paths.root() / "notebooks").glob("[0-9]*_*.py")
-        }
-        stems = [FIGURES[figure].file for figure in rows["figure"]]
-        where = f"{up}figures/{own}{label}/"
-        links = [
-            f"[{section}]({up}papermill_runs/{own}{label}/{names[section]}.ipynb) [csv]({where}{stem}.csv)"
-            for section, stem in zip(rows["section"], stems, strict=True)
-        ]
-        figures = [
-            f"[{f}]({where}{stem}.png)" for f, stem in zip(rows["figure"], stems, strict=True)
-        ]
-        shown = shown.assign(figure=figures, **{"notebook, data": links})
-    return markdown(shown)
+    return markdown(_with_links(shown, rows, label, up) if label else shown)
+
+
+def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) -> pd.DataFrame:
+    """`shown` with a link to the picture at each figure and, in a column of its own, links to the
+    notebook and to the drawn numbers."""
+    published = paths.folder("figures") / label
+    folder = outputs.source("figures", label, "") or published
+    # One's own outputs lie in figures/local/ and papermill_runs/local/, and so does a reader
+    # who has executed the notebook: one folder deeper than the published ones.
+    own = "" if folder == published else "local/"
+    if up and outputs.target("figures", label) != published:
+        up = f"{up}../"
+    figures = f"{up}figures/{own}{label}"
+    runs = f"{up}papermill_runs/{own}{label}"
+    notebooks = (paths.root() / "notebooks").glob("[0-9]*_*.py")
+    notebook_of = {path.stem[:2]: path.stem for path in notebooks}
+
+    pictures, data = [], []
+    for figure, section in zip(rows["figure"], rows["section"], strict=True):
+        file = FIGURES[figure].file
+        pictures.append(f"[{figure}]({figures}/{file}.png)")
+        notebook = f"[{section}]({runs}/{notebook_of[section]}.ipynb)"
+        data.append(f"{notebook} [csv]({figures}/{file}.csv)")
+    return shown.assign(figure=pictures, **{"notebook, data": data})
 
 
 def tally(rows: pd.DataFrame) -> str:
     """How many claims hold, do not, and cannot be tested, in a sentence."""
-    n = rows["verdict"].value_counts()
+    counts = rows["verdict"].value_counts()
+    holding, failing, untestable = (counts.get(verdict, 0) for verdict in VERDICTS)
     undecided = rows["note"].str.contains("undecided").sum()
     return (
-        f"Of {len(rows)} checks on {rows['figure'].nunique()} figures, {n.get(HOLDS, 0)} hold, {n.get(FAILS, 0)} do not "
-        f"({undecided} of them undecided: the interval includes the threshold), and {n.get(UNTESTABLE, 0)} cannot be "
-        "tested at this scale."
+        f"Of {len(rows)} checks on {rows['figure'].nunique()} figures, {holding} hold, "
+        f"{failing} do not ({undecided} of them undecided: the interval includes the threshold), "
+        f"and {untestable} cannot be tested at this scale."
     )
 
 
 def against(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Claims of two scoreboards side by side: `verdict` and `effect` of each, `same` where the verdicts agree."""
+    """Claims of two scoreboards side by side: `verdict` and `effect` of each, `same` where the
+    verdicts agree."""
     both = rows.merge(other, on="claim", suffixes=("", "_other"))
     return both.assign(same=both["verdict"] == both["verdict_other"])
 
 
-def collect(
-    runs: dict[str, list[Run]], study: Study, columns=None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What notebooks call: print the plan, train what is missing if `study.train`, return runs and curves.
-
-    `runs` maps the name of a method to its runs; the table has a row per method and run (a run may serve several),
-    in that order, and only the curves that begin with one of `columns`. Reading (train=False) also looks into the
-    committed table of the label or else of the scale; training never does.
-    """
-    layer = None if study.train else _published_table(study)
-    if study.publish:
-        outputs.claim(study, commit())
-    everything = [one for each in runs.values() for one in each]
-    the_plan = plan(everything, layer=layer, prepare=study.train)
-    print(the_plan.describe(cores()))
-    if study.train:
-        run(the_plan)
-        the_plan = plan(everything)
-    table, curves = tables.table(list(the_plan.found), the_plan.folder, layer, columns)
-    position = {f.run: i for i, f in enumerate(the_plan.found)}
-    rows = [
-        table.iloc[[position[one] for one in dict.fromkeys(each)]].assign(method=m)
-        for m, each in runs.items()
-    ]
-    return pd.concat(rows, ignore_index=True), curves
-
-
-def _published_table(study: Study) -> pathlib.Path:
-    """The folder of the committed table that a study reads where its store lacks a run."""
-    published = paths.folder("papermill_runs")
-    own = published / study.label
-    return own if (own / "curves.parquet").exists() else published / study.scale
-
-
 def protocol_table() -> pd.DataFrame:
-    """The protocol of every scale side by side, as `config.scales` fixes it."""
-    columns = {}
-    for s in protocol.scales().values():
-        b, m = s.base, s.base.model
-        columns[s.scale] = {
-            "data": f"{b.data}, vocabulary {m.vocab_size}",
-            "width × layers": _sizes(s.sizes),
-            "by width (Fig. 7)": _sizes(s.widths),
-            "by depth (Fig. 7)": _sizes(s.depths),
-            "jointly (Fig. E.3)": _sizes(s.joint),
-            "fitted → predicted (Fig. 9)": f"{_sizes(s.fitted)} → {_sizes(s.held_out)}",
-            "warm-ups (Fig. 5)": ", ".join(f"{100 * share:g} %" for share in s.warmups),
-            "longest training (Fig. 4)": f"{s.horizon * b.hparams.steps} steps",
-            "batch × length": f"{b.train.batch_size} × {m.seq_len}",
-            "steps (warm-up)": f"{b.hparams.steps} ({b.hparams.warmup_steps})",
-            "seeds": str(len(s.seeds)),
-            "learning rates": ", ".join(f"{lr:g}" for lr in s.lrs),
-            "window of S": f"{s.window[0]:g} – {s.window[-1]:g}",
-            "compute": m.compute_dtype,
-        }
-    return pd.DataFrame(columns)
+    """The protocol of every scale side by side, as `protocol.scales` fixes it."""
+    return pd.DataFrame({study.scale: _protocol(study) for study in protocol.scales().values()})
+
+
+def _protocol(study: Study) -> dict[str, str]:
+    base, model = study.base, study.base.model
+    return {
+        "data": f"{base.data}, vocabulary {model.vocab_size}",
+        "width × layers": _sizes(study.sizes),
+        "by width (Fig. 7)": _sizes(study.widths),
+        "by depth (Fig. 7)": _sizes(study.depths),
+        "jointly (Fig. E.3)": _sizes(study.joint),
+        "fitted → predicted (Fig. 9)": f"{_sizes(study.fitted)} → {_sizes(study.held_out)}",
+        "warm-ups (Fig. 5)": ", ".join(f"{100 * share:g} %" for share in study.warmups),
+        "longest training (Fig. 4)": f"{study.horizon * base.hparams.steps} steps",
+        "batch × length": f"{base.train.batch_size} × {model.seq_len}",
+        "steps (warm-up)": f"{base.hparams.steps} ({base.hparams.warmup_steps})",
+        "seeds": str(len(study.seeds)),
+        "learning rates": ", ".join(f"{lr:g}" for lr in study.lrs),
+        "window of S": f"{study.window[0]:g} – {study.window[-1]:g}",
+        "compute": model.compute_dtype,
+    }
 
 
 def _sizes(sizes) -> str:
@@ -281,10 +330,7 @@ def _sizes(sizes) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A frame as a Markdown table, without its index."""
-    body = [
-        [str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)
-    ]
-    return "\n".join(
-        "| " + " | ".join(row) + " |"
-        for row in [list(table.columns), ["---"] * len(table.columns), *body]
-    )
+    lines = [list(table.columns), ["---"] * len(table.columns)]
+    for row in table.itertuples(index=False):
+        lines.append([str(value).replace("|", "\\|") for value in row])  # a bar would end a cell
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
