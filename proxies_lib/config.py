@@ -22,6 +22,8 @@ class UserError(ValueError):
     status = 2  # of the command that ends by it
 
 
+HISTOGRAM_RANGE = 1.5  # |r| of Adam is at most 1.2 with β (0.9, 0.95) (P2)
+
 SHOWN = 200  # characters of a refused value: a path should be whole
 
 

@@ -103,7 +103,7 @@ def step(
     delta, opt = optim.adam(h, state["step"]).update(scaled, state["opt"])
     params = optim.descend(state["params"], delta, state["step"], h)
     tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": state["params"]}
-    observed = ops.when(
+    observed = ops.zeros_unless(
         probe, lambda t: {name: model.tensor_rms(tree) for name, tree in t.items()}, tensors
     )
     gradient_norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
@@ -118,7 +118,7 @@ def step(
             (adam.count, pick(adam.mu), pick(adam.nu)),
             h,
         )
-        taps |= ops.when(probe, functools.partial(optim.observe, train.histograms), *seen)
+        taps |= ops.zeros_unless(probe, functools.partial(optim.observe, train.histograms), *seen)
         after["last"] = pick(grads)
     return (
         after,
