@@ -42,7 +42,7 @@ for name, options in layouts.items():
     result = trainer.train([run], dataset)[0]
     curves = {k: v.tolist() for k, v in result["curves"].items()}
     print(json.dumps({"name": name, "final_loss": result["final_loss"], "curves": curves,
-                      "program": trainer.advance.as_text()}))
+                      "program": trainer.chunk.as_text()}))
 """
 
 
@@ -101,7 +101,7 @@ from proxies_lib.train import Trainer
 run = config.replace(protocol.scales()["smoke"].base, d_model=16, batch_size=8)
 trainer = Trainer(*run.program, Layout(data=8), jax.devices())
 h = {k: trainer.put(jax.numpy.float32(v), trainer.shardings()) for k, v in optim.inputs(run.hparams).items()}
-state = trainer.start(h, trainer.put(jax.numpy.int32(0), trainer.shardings()))
+state = trainer.init(h, trainer.put(jax.numpy.int32(0), trainer.shardings()))
 big = [x for x in jax.tree.leaves(state) if x.size >= 256]
 assert big and all(x.addressable_shards[0].data.size * 8 == x.size for x in big)
 """

@@ -82,7 +82,7 @@ def test_hyperparameters_are_inputs_one_program_serves_them_all(trainer, smoke):
     }
     assert len(losses) == len(changes) and not compiled
     Trainer(*replace(smoke, d_model=16).program)
-    assert len(compiled) == 3  # start, advance, judge: the listener does see compilations
+    assert len(compiled) == 3  # init, chunk, evaluate: the listener does see compilations
 
 
 def test_divergence_is_data(trainer, smoke):
