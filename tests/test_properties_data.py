@@ -425,7 +425,7 @@ def test_a_damaged_tokenizer_is_refused_or_makes_a_dataset_that_opens(flips, kee
             return
         assert datasets.open_dataset("flipped", prepared.vocab_size) == prepared
         for split in prepared.SPLITS:
-            assert prepared._tokens(prepared)[split].max() < prepared.vocab_size
+            assert prepared.tokens_of(prepared)[split].max() < prepared.vocab_size
 
 
 # ------------------------------------------------------------------ batches and the command
