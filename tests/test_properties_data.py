@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from proxies_lib import cli, data, paths, prepared
+from proxies_lib import cli, paths, prepared
 from proxies_lib.config import UserError
 from proxies_lib.runs import corpora, datasets
 
@@ -219,7 +219,7 @@ def test_any_bytes_are_text_or_one_line(content, ending, world):
     path = world / f"any{ending}"
     path.write_bytes(content)
     try:
-        documents = [text for _, text in data.text_documents([str(path)], say=quiet)]
+        documents = [text for _, text in corpora.text_documents([str(path)], say=quiet)]
     except UserError as error:
         assert one_line(error) and str(error).startswith(f"path={str(path)!r}: ")
         return
@@ -425,7 +425,7 @@ def test_a_damaged_tokenizer_is_refused_or_makes_a_dataset_that_opens(flips, kee
             return
         assert datasets.open_dataset("flipped", prepared.vocab_size) == prepared
         for split in prepared.SPLITS:
-            assert prepared._tokens(prepared)[split].max() < prepared.vocab_size
+            assert prepared.tokens_of(prepared)[split].max() < prepared.vocab_size
 
 
 # ------------------------------------------------------------------ batches and the command

@@ -26,9 +26,9 @@ from proxies_lib.prepared import (
     MAX_PIECES,
     SPLITS,
     DamagedDataset,
-    _fingerprint,
-    _Folder,
-    _map,
+    PreparedFolder,
+    fingerprint_of,
+    map_tokens,
 )
 from proxies_lib.runs.corpora import (
     c4_documents,
@@ -90,7 +90,7 @@ def _is_prepared(name: str, path: pathlib.Path) -> bool:
 
 
 def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset:
-    with _Folder(name, path) as prepared:
+    with PreparedFolder(name, path) as prepared:
         manifest = prepared.manifest()
     found = manifest["vocab_size"]
     if found != vocab_size and name == "stdlib":  # whose folder is one of this vocabulary
@@ -99,7 +99,7 @@ def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset
         refuse("vocab_size", vocab_size, f"dataset {name} has {found} pieces")
     dataset = Dataset(name, vocab_size, manifest["fingerprint"], str(path))
     if read:
-        _map(dataset)
+        map_tokens(dataset)
     return dataset
 
 
@@ -111,7 +111,7 @@ def describe_all() -> list[str]:
         if name.startswith("."):  # a preparation under way
             continue
         try:
-            with _Folder(name, path.parent) as prepared:
+            with PreparedFolder(name, path.parent) as prepared:
                 manifest = prepared.manifest()
         except UserError as error:
             lines.append(str(error))
@@ -415,7 +415,7 @@ def _write(where: pathlib.Path, source: str, texts, model: bytes | None, pieces:
             f"{counts['bytes'] / 1e6:.1f} MB of text, {counts['tokens']:,} tokens, "
             f"{counts['unknown'] / counts['tokens']:.2%} <unk> ({time.monotonic() - started:.0f} s)"
         )
-    manifest["fingerprint"] = _fingerprint(manifest)
+    manifest["fingerprint"] = fingerprint_of(manifest)
     with _written(where / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
     return manifest
@@ -482,7 +482,7 @@ def _has_manifest(path: pathlib.Path, beside_tokens: bool) -> bool:
     if beside_tokens:
         return (path / "manifest.json").is_file()
     try:
-        with _Folder(path.name, path) as prepared:
+        with PreparedFolder(path.name, path) as prepared:
             return bool(prepared.read_manifest())
     except UserError:
         return False

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from proxies_lib.config import (
     FIELDS,
     Run,
-    _typed,
     component,
     digest,
     grid,
     refuse,
     replace,
+    typed,
 )
 
 
@@ -262,7 +262,7 @@ def study(
     overrides = dict(overrides or {})
     own_name = ""
     if "label" in overrides:
-        own_name = component("label", _typed("label", overrides.pop("label"), str))
+        own_name = component("label", typed("label", overrides.pop("label"), str))
     chosen, fields, lists = scales()[scale], {}, {}
     for name, value in overrides.items():
         if name in LISTS:
@@ -291,7 +291,7 @@ def study(
 def _refuse_override(name: str, value):
     if name in SWEPT:
         kind = int if name != "lr" else float
-        _typed(name, value, kind)
+        typed(name, value, kind)
         refuse(name, value, f"is swept by the notebooks; set {SWEPT[name]} instead")
     allowed = ["label", *LISTS, *(field for field in FIELDS if field not in SWEPT)]
     refuse(name, value, f"unknown parameter; allowed are {', '.join(allowed)}")
@@ -316,5 +316,5 @@ def _typed_list(name: str, value):
     if name == "sizes":
         if not all(isinstance(v, (list, tuple)) and len(v) == 2 for v in value):
             refuse(name, value, "must be a list of [d_model, n_layers]")
-        return tuple(tuple(_typed(name, x, int) for x in v) for v in value)
-    return tuple(sorted(_typed(name, v, float if name == "lrs" else int) for v in value))
+        return tuple(tuple(typed(name, x, int) for x in v) for v in value)
+    return tuple(sorted(typed(name, v, float if name == "lrs" else int) for v in value))
