@@ -17,7 +17,7 @@ from test_layout import TOLERANCE, environment
 from proxies_lib import config, paths
 from proxies_lib.config import replace
 from proxies_lib.layout import Layout
-from proxies_lib.runs import checkpoint, datasets, engines, store, sweep
+from proxies_lib.runs import checkpoint, datasets, engines, sweep, tables
 from proxies_lib.science import notebooks, protocol
 from proxies_lib.train import Trainer
 
@@ -203,7 +203,7 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
         "overrides": {"seeds": [5], "steps": 300},
     }
     runs, _ = notebooks.runs_of(notebooks.sections()["00"], parameters)
-    begun, tables = [], []
+    begun, texts = [], []
     restore = checkpoint.Group.restore
 
     def spy(*arguments):
@@ -217,10 +217,10 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
         done = sweep.plan(runs, tmp_path / place)
         assert not done.missing
         table, curves = tables.table(list(done.found), tmp_path / place)
-        tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
+        texts.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
     assert set(group["keys"]) == {f.key for f in done.found} and not list(folder.iterdir())
     assert begun == [step // runs[0].train.log_every, None]
-    assert tables[0] == tables[1]
+    assert texts[0] == texts[1]
 
 
 def group_of(run, keys=("a", "b"), **layout):
@@ -400,7 +400,7 @@ def test_a_full_disk_ends_no_training(trained, often, monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, "write_atomically", full)
+        broken.setattr(paths, "write_atomically", full)
         goes_on(trained, monkeypatch)
     (line,) = capsys.readouterr().out.splitlines()
     assert "was not written ([Errno 28] No space left on device); training goes on" in line

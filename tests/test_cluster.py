@@ -16,7 +16,7 @@ import yaml
 
 from proxies_lib import cli, settings
 from proxies_lib.config import UserError, grid, replace
-from proxies_lib.runs import cluster, datasets, engines, sweep
+from proxies_lib.runs import cluster, datasets, engines, sweep, tables
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1] / "deploy"
 
@@ -178,11 +178,11 @@ def test_a_node_dies_and_nothing_is_lost_or_trained_twice(tmp_path, nodes, runs,
     assert all(count["end", f.key] == 1 for f in plan.found)
     assert all(count["begin", f.key] == 1 + (f.key in victims) for f in plan.found)
     sweep.run(sweep.plan(runs, tmp_path / "here"), engine="processes")
-    tables = []
+    texts = []
     for folder in (tmp_path / "ray", tmp_path / "here"):
         table, curves = tables.table(list(sweep.plan(runs, folder).found), folder)
-        tables.append((table.drop(columns=["train_seconds", "commit"]).to_csv(), curves.to_csv()))
-    assert tables[0] == tables[1], "bit for bit that of the processes engine"
+        texts.append((table.drop(columns=["train_seconds", "commit"]).to_csv(), curves.to_csv()))
+    assert texts[0] == texts[1], "bit for bit that of the processes engine"
 
 
 def test_a_node_without_the_corpus_is_named(tmp_path, nodes, smoke, monkeypatch):

@@ -144,7 +144,8 @@ def c4_documents(shards: list) -> Documents:
         path, number = shard.args[0], 0
         try:
             with shard() as file:
-                for number, line in enumerate(file, start=1):
+                for line in file:
+                    number += 1
                     if line.strip():
                         yield _record(line)
         except BadRecord as error:
