@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from proxies_lib import cli, paths, prepared
 from proxies_lib.config import UserError
-from proxies_lib.runs import corpora, datasets
+from proxies_lib.runs import corpora, datasets, tokenizers
 
 
 def cases(count):
@@ -230,7 +230,7 @@ def test_any_bytes_are_text_or_one_line(content, ending, world):
 @cases(100)
 @given(line=st.text(string.printable + "é日", max_size=5000))
 def test_a_line_cut_for_sentencepiece_is_whole_in_its_parts(line):
-    parts = datasets._parts(line)
+    parts = tokenizers.cut(line)
     assert "".join(parts) == line
     assert all(len(part.encode()) <= 4192 for part in parts)
 
