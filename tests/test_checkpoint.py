@@ -142,7 +142,8 @@ def train(devices, after=kept):
     if layout not in trainers:
         trainers[layout] = Trainer(*run.program, layout, jax.devices())
     ((_, result),) = engines.train_all(trainers[layout], [run], corpus, ["key"])
-    return {"data": layout.data, "loss": result["final_loss"], "curve": result["curves"]["loss"].tolist()}
+    curve = result["curves"]["loss"].tolist()
+    return {"data": layout.data, "loss": result["final_loss"], "curve": curve}
 
 def die(group, step, *rest):
     group.every = stop
@@ -182,7 +183,8 @@ sys.exit(cli.main("run 00 --scale smoke --engine lanes --seeds 5 --set steps=300
 
 
 def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
-    """The command stops with a checkpoint and status 143; whoever trains these runs next goes on from there."""
+    """The command stops with a checkpoint and status 143; the next training of these runs goes on
+    from there."""
     for name in ("store", "figures", "papermill_runs"):
         monkeypatch.setenv(f"PROXIES_{name.upper()}", str(tmp_path / name))
     stopped = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The Ray engine on simulated nodes, and the templates of deploy/ as far as one machine can run them."""
+"""The Ray engine on simulated nodes; the templates of deploy/ as far as one machine can run them."""
 
 import collections
 import os
@@ -107,7 +107,8 @@ class Logged(cluster.Worker):
 
 
 def add_node(nodes, **options):
-    """A node more. Ray gives up on one that takes 15 seconds to start, as on a busy machine it may: try again."""
+    """A node more. Ray gives up on one that takes 15 seconds to start, as it may on a busy machine:
+    try again."""
     for last in (False, False, True):
         try:
             return nodes.add_node(**options)
@@ -143,7 +144,9 @@ def log() -> list[list[str]]:
 
 
 def kill_a_node_in_the_middle_of_a_run(nodes) -> str:
-    """Kill a node with all its processes, as a power cut would, once three runs are done; the key it was training."""
+    """Kill a node with all its processes, as a power cut would, once three runs are done.
+
+    Returns the key of the run that it was training."""
     while True:
         time.sleep(0.05)
         events = log()
