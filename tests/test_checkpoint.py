@@ -17,7 +17,7 @@ from test_layout import TOLERANCE, environment
 from proxies_lib import config, paths
 from proxies_lib.config import replace
 from proxies_lib.layout import Layout
-from proxies_lib.runs import checkpoint, datasets, engines, store, sweep
+from proxies_lib.runs import checkpoint, datasets, engines, sweep, tables
 from proxies_lib.science import notebooks, protocol
 from proxies_lib.train import Trainer
 
@@ -142,7 +142,8 @@ def train(devices, after=kept):
     if layout not in trainers:
         trainers[layout] = Trainer(*run.program, layout, jax.devices())
     ((_, result),) = engines.train_all(trainers[layout], [run], corpus, ["key"])
-    return {"data": layout.data, "loss": result["final_loss"], "curve": result["curves"]["loss"].tolist()}
+    curve = result["curves"]["loss"].tolist()
+    return {"data": layout.data, "loss": result["final_loss"], "curve": curve}
 
 def die(group, step, *rest):
     group.every = stop
@@ -182,7 +183,8 @@ sys.exit(cli.main("run 00 --scale smoke --engine lanes --seeds 5 --set steps=300
 
 
 def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
-    """The command stops with a checkpoint and status 143; whoever trains these runs next goes on from there."""
+    """The command stops with a checkpoint and status 143; the next training of these runs goes on
+    from there."""
     for name in ("store", "figures", "papermill_runs"):
         monkeypatch.setenv(f"PROXIES_{name.upper()}", str(tmp_path / name))
     stopped = subprocess.Popen(
@@ -203,7 +205,7 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
         "overrides": {"seeds": [5], "steps": 300},
     }
     runs, _ = notebooks.runs_of(notebooks.sections()["00"], parameters)
-    begun, tables = [], []
+    begun, texts = [], []
     restore = checkpoint.Group.restore
 
     def spy(*arguments):
@@ -217,10 +219,10 @@ def test_sigterm_loses_nothing(tmp_path, folder, monkeypatch):
         done = sweep.plan(runs, tmp_path / place)
         assert not done.missing
         table, curves = tables.table(list(done.found), tmp_path / place)
-        tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
+        texts.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
     assert set(group["keys"]) == {f.key for f in done.found} and not list(folder.iterdir())
     assert begun == [step // runs[0].train.log_every, None]
-    assert tables[0] == tables[1]
+    assert texts[0] == texts[1]
 
 
 def group_of(run, keys=("a", "b"), **layout):
@@ -400,7 +402,7 @@ def test_a_full_disk_ends_no_training(trained, often, monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, "write_atomically", full)
+        broken.setattr(paths, "write_atomically", full)
         goes_on(trained, monkeypatch)
     (line,) = capsys.readouterr().out.splitlines()
     assert "was not written ([Errno 28] No space left on device); training goes on" in line

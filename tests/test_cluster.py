@@ -1,4 +1,4 @@
-"""The Ray engine on simulated nodes, and the templates of deploy/ as far as one machine can run them."""
+"""The Ray engine on simulated nodes; the templates of deploy/ as far as one machine can run them."""
 
 import collections
 import os
@@ -16,7 +16,7 @@ import yaml
 
 from proxies_lib import cli, settings
 from proxies_lib.config import UserError, grid, replace
-from proxies_lib.runs import cluster, datasets, engines, sweep
+from proxies_lib.runs import cluster, datasets, engines, sweep, tables
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1] / "deploy"
 
@@ -107,7 +107,8 @@ class Logged(cluster.Worker):
 
 
 def add_node(nodes, **options):
-    """A node more. Ray gives up on one that takes 15 seconds to start, as on a busy machine it may: try again."""
+    """A node more. Ray gives up on one that takes 15 seconds to start, as it may on a busy machine:
+    try again."""
     for last in (False, False, True):
         try:
             return nodes.add_node(**options)
@@ -143,7 +144,9 @@ def log() -> list[list[str]]:
 
 
 def kill_a_node_in_the_middle_of_a_run(nodes) -> str:
-    """Kill a node with all its processes, as a power cut would, once three runs are done; the key it was training."""
+    """Kill a node with all its processes, as a power cut would, once three runs are done.
+
+    Returns the key of the run that it was training."""
     while True:
         time.sleep(0.05)
         events = log()
@@ -178,11 +181,11 @@ def test_a_node_dies_and_nothing_is_lost_or_trained_twice(tmp_path, nodes, runs,
     assert all(count["end", f.key] == 1 for f in plan.found)
     assert all(count["begin", f.key] == 1 + (f.key in victims) for f in plan.found)
     sweep.run(sweep.plan(runs, tmp_path / "here"), engine="processes")
-    tables = []
+    texts = []
     for folder in (tmp_path / "ray", tmp_path / "here"):
         table, curves = tables.table(list(sweep.plan(runs, folder).found), folder)
-        tables.append((table.drop(columns=["train_seconds", "commit"]).to_csv(), curves.to_csv()))
-    assert tables[0] == tables[1], "bit for bit that of the processes engine"
+        texts.append((table.drop(columns=["train_seconds", "commit"]).to_csv(), curves.to_csv()))
+    assert texts[0] == texts[1], "bit for bit that of the processes engine"
 
 
 def test_a_node_without_the_corpus_is_named(tmp_path, nodes, smoke, monkeypatch):

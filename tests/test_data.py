@@ -18,7 +18,7 @@ import pytest
 
 from proxies_lib import cli, config, data, prepared
 from proxies_lib.config import UserError
-from proxies_lib.runs import corpora, datasets, sweep
+from proxies_lib.runs import corpora, datasets, scratch, sweep, tokenizers
 from proxies_lib.science import protocol
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -282,7 +282,7 @@ def test_a_dataset_that_is_not_prepared_or_of_another_vocabulary_is_refused(text
 
 
 def test_the_order_of_batches_can_be_changed():
-    """Batches are skipped, repeated or replaced by their number; all else stays bit for bit."""
+    """Batches are skipped, repeated or replaced by their number alone; all else stays bit for bit."""
     corpus, run = datasets.open_dataset("synthetic", 64), protocol.scales()["smoke"].base
     T = run.model.seq_len
 
@@ -407,7 +407,7 @@ def test_what_killed_preparations_left_is_removed_but_not_what_a_live_one_writes
     (home / ".books-more-0123abcd" / "new").mkdir(parents=True)
     (home / ".books-11111111").symlink_to(home / ".books-more-0123abcd")
     kept = {".books-00000000", ".books-more-0123abcd", ".books-11111111", "books"}
-    with datasets._scratch(target) as alive:
+    with scratch.scratch_for(target) as alive:
         prepare_text(text_file, name="books")
         assert (alive / "new").is_dir()
         assert {p.name for p in home.iterdir()} == kept | {alive.name}
@@ -593,7 +593,7 @@ def test_the_standard_library_is_split_as_ever():
     assert kept["validation"] == held
     assert len(kept["train"]) == len(documents) - len(held)
     longest = max(len(line) for _, text in documents for line in text.splitlines())
-    assert longest <= datasets.LONGEST, "a longer line is cut in training the vocabulary"
+    assert longest <= tokenizers.LONGEST, "a longer line is cut in training the vocabulary"
 
 
 BAD_MANIFESTS = {
@@ -806,7 +806,7 @@ def test_a_line_longer_than_sentencepiece_takes_still_makes_the_vocabulary(tmp_p
     long = tmp_path / "long.txt"
     long.write_text("\f".join(document.replace("\n", " ") * 10 for document in stories(20)))
     d = datasets.prepare("text", "long-lines", [str(long)], vocab_size=200, **quiet)
-    assert datasets._parts("ab" * datasets.LONGEST) == ["ab" * (datasets.LONGEST // 2)] * 2
+    assert tokenizers.cut("ab" * tokenizers.LONGEST) == ["ab" * (tokenizers.LONGEST // 2)] * 2
     ids = np.fromfile(pathlib.Path(d.path) / "train.bin", np.uint16)
     assert not np.any(ids == 3), "its letters are known"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from proxies_lib import cli, paths, prepared
 from proxies_lib.config import UserError
-from proxies_lib.runs import corpora, datasets
+from proxies_lib.runs import corpora, datasets, tokenizers
 
 
 def cases(count):
@@ -112,9 +112,9 @@ def test_nothing_outside_the_datasets_own_folder_ever_changes(name, world, model
     before = snapshot(world.parent)
     with cache_of(world):
         try:
-            prepared = prepared_text(world, model, name)
+            dataset = prepared_text(world, model, name)
             assert plain(name) and name not in ("notes", "link")
-            assert prepared == datasets.open_dataset(name, prepared.vocab_size)
+            assert dataset == datasets.open_dataset(name, dataset.vocab_size)
         except UserError as error:
             assert one_line(error) and (not plain(name) or name in ("notes", "link"))
             own = None
@@ -195,15 +195,15 @@ def test_what_is_packed_is_the_text_with_its_ends(texts, world, model):
     (world / "text.txt").write_text("\f".join(texts))
     with cache_of(world):
         try:
-            prepared = prepared_text(world, model, "packed")
+            dataset = prepared_text(world, model, "packed")
         except UserError as error:
             assert one_line(error) and "documents" in str(error)
             return
     spm = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    manifest = json.loads((pathlib.Path(prepared.path) / "manifest.json").read_text())
+    manifest = json.loads((pathlib.Path(dataset.path) / "manifest.json").read_text())
     documents = []
     for split in prepared.SPLITS:
-        ids = np.fromfile(pathlib.Path(prepared.path) / f"{split}.bin", np.uint16)
+        ids = np.fromfile(pathlib.Path(dataset.path) / f"{split}.bin", np.uint16)
         assert ids.max() < len(spm) and ids[-1] == spm.eos_id()
         assert manifest[split]["unknown"] == np.count_nonzero(ids == spm.unk_id())
         parts = np.split(ids, np.flatnonzero(ids == spm.eos_id()) + 1)[:-1]
@@ -230,7 +230,7 @@ def test_any_bytes_are_text_or_one_line(content, ending, world):
 @cases(100)
 @given(line=st.text(string.printable + "é日", max_size=5000))
 def test_a_line_cut_for_sentencepiece_is_whole_in_its_parts(line):
-    parts = datasets._parts(line)
+    parts = tokenizers.cut(line)
     assert "".join(parts) == line
     assert all(len(part.encode()) <= 4192 for part in parts)
 
@@ -337,15 +337,15 @@ def frail(world, model):
     """A prepared dataset, and the bytes of its files."""
     (world / "text.txt").write_text("\f".join(DOCUMENTS))
     with cache_of(world):
-        prepared = prepared_text(world, model, "frail")
-    folder = pathlib.Path(prepared.path)
-    return prepared, {path.name: path.read_bytes() for path in folder.iterdir()}
+        dataset = prepared_text(world, model, "frail")
+    folder = pathlib.Path(dataset.path)
+    return dataset, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @contextlib.contextmanager
-def changed(prepared, file, content):
+def changed(dataset, file, content):
     """Within, a file of the dataset holds other bytes, written in place."""
-    path = pathlib.Path(prepared.path) / file
+    path = pathlib.Path(dataset.path) / file
     before = path.read_bytes()
     path.write_bytes(content)
     try:
@@ -364,21 +364,21 @@ def changed(prepared, file, content):
 def test_a_changed_byte_or_a_cut_is_noticed_or_changes_nothing(
     file, place, byte, cut, frail, world
 ):
-    prepared, contents = frail
+    dataset, contents = frail
     content = bytearray(contents[file])
     position = int(place * (len(content) - 1))
     content[position] = byte
     damaged = bytes(content[:position] if cut else content)
     assume(damaged != contents[file])
-    with cache_of(world), changed(prepared, file, damaged):
+    with cache_of(world), changed(dataset, file, damaged):
         try:
-            found = datasets.open_dataset("frail", prepared.vocab_size)
+            found = datasets.open_dataset("frail", dataset.vocab_size)
         except UserError as error:
             assert one_line(error) and "frail" in str(error)
         else:  # white space or a count that only informs
-            assert file == "manifest.json" and found == prepared
+            assert file == "manifest.json" and found == dataset
     with cache_of(world):
-        assert datasets.open_dataset("frail", prepared.vocab_size) == prepared
+        assert datasets.open_dataset("frail", dataset.vocab_size) == dataset
 
 
 @cases(200)
@@ -393,12 +393,12 @@ def test_a_changed_byte_or_a_cut_is_noticed_or_changes_nothing(
     whole=st.none() | JSON,
 )
 def test_any_json_as_manifest_is_one_line_or_changes_nothing(changes, whole, frail, world):
-    prepared, contents = frail
+    dataset, contents = frail
     manifest = json.loads(contents["manifest.json"]) | changes
     content = json.dumps(manifest if whole is None else whole).encode()
-    with cache_of(world), changed(prepared, "manifest.json", content):
+    with cache_of(world), changed(dataset, "manifest.json", content):
         try:
-            assert datasets.open_dataset("frail", prepared.vocab_size) == prepared
+            assert datasets.open_dataset("frail", dataset.vocab_size) == dataset
         except UserError as error:
             assert one_line(error)
         lines = datasets.describe_all()
@@ -419,13 +419,13 @@ def test_a_damaged_tokenizer_is_refused_or_makes_a_dataset_that_opens(flips, kee
     damaged.write_bytes(bytes(content[: int(keep * len(content))]))
     with cache_of(world):
         try:
-            prepared = prepared_text(world, damaged, "flipped")
+            dataset = prepared_text(world, damaged, "flipped")
         except UserError as error:
             assert one_line(error)
             return
-        assert datasets.open_dataset("flipped", prepared.vocab_size) == prepared
+        assert datasets.open_dataset("flipped", dataset.vocab_size) == dataset
         for split in prepared.SPLITS:
-            assert prepared.tokens_of(prepared)[split].max() < prepared.vocab_size
+            assert prepared.tokens_of(dataset)[split].max() < dataset.vocab_size
 
 
 # ------------------------------------------------------------------ batches and the command
@@ -439,9 +439,9 @@ def test_a_damaged_tokenizer_is_refused_or_makes_a_dataset_that_opens(flips, kee
     parts=st.sampled_from([1, 2, 4]),
 )
 def test_a_batch_is_the_rows_of_its_shards_and_of_the_corpus(seed, step, seq_len, parts, frail):
-    prepared, contents = frail
-    whole = prepared.batch("train", seed, step, 4, seq_len)
-    shards = [prepared.batch("train", seed, step, 4, seq_len, i, parts) for i in range(parts)]
+    dataset, contents = frail
+    whole = dataset.batch("train", seed, step, 4, seq_len)
+    shards = [dataset.batch("train", seed, step, 4, seq_len, i, parts) for i in range(parts)]
     np.testing.assert_array_equal(np.concatenate(shards), whole)
     tokens = np.frombuffer(contents["train.bin"], np.uint16)
     starts = range(0, len(tokens) - seq_len, seq_len)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from proxies_lib import config, paths
 from proxies_lib.config import UserError, replace
 from proxies_lib.layout import Layout
-from proxies_lib.runs import checkpoint, store, tables
+from proxies_lib.runs import checkpoint, packs, store, tables
+from proxies_lib.runs.records import META
 from proxies_lib.science import protocol
 
 SMOKE = protocol.scales()["smoke"].base
@@ -130,7 +131,7 @@ JSON = st.recursive(
 def metas(draw):
     """The metadata of a record with anything in place of the whole, a part, or a value."""
     whole, anything = json.loads(json.dumps(meta(SMOKE))), draw(JSON)
-    part = draw(st.sampled_from([None, "key", *store.META]))
+    part = draw(st.sampled_from([None, "key", *META]))
     if part is None:
         return anything
     inner = whole[part]
@@ -182,7 +183,7 @@ PACK = once(make_pack)
 def test_a_damaged_pack_holds_its_runs_or_none(damage, renamed):
     """Also where its name is right: then nothing raises, and what is read is what was written."""
     content, lines = damage(PACK_BYTES), []
-    name = f"packs/{store._content_hash(content)}.parquet" if renamed else PACK_NAME
+    name = f"packs/{packs.content_hash(content)}.parquet" if renamed else PACK_NAME
     with tempfile.TemporaryDirectory() as folder:
         lay_out({name: content}, pathlib.Path(folder))
         found = find(RUNS, folder, say=lines.append)
@@ -300,16 +301,17 @@ def test_records_come_back_as_written_loose_packed_and_in_tables(made):
         for _, each, curves in made:
             store.write(folder, each, curves)
         runs = [run for run, *_ in made]
-        tables = []
+        frames = []
         for where, sources in ((folder, None), (other, [folder]), (folder, [])):
             if sources is not None:
                 store.merge(sources, where, say=lambda line: None)
             for _, each, curves in made:
                 assert same(store.read(where, each["key"]), each, curves)
-            tables.append(tables.table(find(runs, where), where))
-        for table, curves in tables[1:]:
-            pd.testing.assert_frame_equal(tables[0][0], table)
-            pd.testing.assert_frame_equal(tables[0][1], curves[list(tables[0][1])])
+            frames.append(tables.table(find(runs, where), where))
+        first_table, first_curves = frames[0]
+        for table, curves in frames[1:]:
+            pd.testing.assert_frame_equal(first_table, table)
+            pd.testing.assert_frame_equal(first_curves, curves[list(first_curves)])
         found = find(runs, folder)
-        tables.export(*tables[0], other / "out", folder)
+        tables.export(*frames[0], other / "out", folder)
         assert tables.exported(other / "out")[0]["key"].tolist() == sorted(f.key for f in found)

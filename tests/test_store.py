@@ -9,7 +9,7 @@ import pytest
 
 from proxies_lib import cli, config, paths
 from proxies_lib.config import UserError, replace
-from proxies_lib.runs import store, sweep, tables
+from proxies_lib.runs import packs, store, sweep, tables
 
 
 def meta(run, fingerprint="f1", loss=1.5):
@@ -153,7 +153,7 @@ def seeds(smoke, n):
     return [replace(smoke, seed=s) for s in range(n)]
 
 
-def packs(folder):
+def pack_files(folder):
     return sorted((folder / "packs").glob("*.parquet"))
 
 
@@ -186,7 +186,7 @@ def test_packed_records_and_tables_equal_loose_ones_bit_for_bit(tmp_path, smoke)
     records = fill(tmp_path, runs)
     plain = tables.table(find(runs, tmp_path), tmp_path)
     assert "5 of its own packed" in merged([], tmp_path)
-    assert not loose(tmp_path) and len(packs(tmp_path)) == 1
+    assert not loose(tmp_path) and len(pack_files(tmp_path)) == 1
     assert_same(tmp_path, records)
     new = replace(smoke, seed=9)
     store.write(tmp_path, meta(new), CURVES)
@@ -225,7 +225,7 @@ def test_a_merge_brings_stores_and_packs_together_once(tmp_path, smoke):
         | fill(tmp_path / "here", runs[5:])
     )
     merged([], tmp_path / "b")
-    (pack,) = packs(tmp_path / "b")
+    (pack,) = pack_files(tmp_path / "b")
     sources, here = [tmp_path / "a", pack], tmp_path / "here"
     before = {
         p: p.read_bytes() for s in ("a", "b") for p in (tmp_path / s).rglob("*") if p.is_file()
@@ -234,9 +234,9 @@ def test_a_merge_brings_stores_and_packs_together_once(tmp_path, smoke):
         "5 runs merged, 1 already there, 1 of its own packed, 0 damaged; the store has 1 packs"
         in merged(sources, here)
     )
-    (first,) = packs(here)
+    (first,) = pack_files(here)
     assert "0 runs merged, 6 already there, 0 of its own packed" in merged(sources, here)
-    assert packs(here) == [first] and not loose(here)
+    assert pack_files(here) == [first] and not loose(here)
     assert_same(here, records)
     assert before == {p: p.read_bytes() for p in before}
 
@@ -245,13 +245,13 @@ def test_a_merge_that_was_killed_counts_every_run_once_and_can_go_on(tmp_path, s
     runs = seeds(smoke, 4)
     records = fill(tmp_path, runs)
     with monkeypatch.context() as killed:
-        killed.setattr(store.pathlib.Path, "unlink", lambda *_, **__: None)
+        killed.setattr(pathlib.Path, "unlink", lambda *_, **__: None)
         merged([], tmp_path)
-    assert len(loose(tmp_path)) == 4 and len(packs(tmp_path)) == 1
+    assert len(loose(tmp_path)) == 4 and len(pack_files(tmp_path)) == 1
     table, curves = tables.table(find(runs, tmp_path), tmp_path)
     assert len(table) == 4 and len(curves) == 12
     merged([], tmp_path)
-    assert not loose(tmp_path) and len(packs(tmp_path)) == 1
+    assert not loose(tmp_path) and len(pack_files(tmp_path)) == 1
     assert_same(tmp_path, records)
 
     def stop(*_):
@@ -259,7 +259,7 @@ def test_a_merge_that_was_killed_counts_every_run_once_and_can_go_on(tmp_path, s
 
     records |= fill(tmp_path, [replace(smoke, seed=7)])
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(store, "_write_pack", stop)
+        killed.setattr(packs, "write_pack", stop)
         merged([], tmp_path)
     assert_same(tmp_path, records)
 
@@ -268,7 +268,7 @@ def test_a_damaged_pack_is_one_line_and_its_runs_are_missing(tmp_path, smoke, ca
     runs = seeds(smoke, 3)
     fill(tmp_path, runs)
     merged([], tmp_path)
-    found, (pack,) = find(runs, tmp_path), packs(tmp_path)
+    found, (pack,) = find(runs, tmp_path), pack_files(tmp_path)
     flip(pack)
     assert [f.layer for f in find(runs, tmp_path)] == [""] * 3
     assert (
@@ -283,7 +283,7 @@ def test_a_damaged_pack_is_one_line_and_its_runs_are_missing(tmp_path, smoke, ca
     )
     records = fill(tmp_path, runs)  # trained again
     assert "3 of its own packed, 1 damaged" in merged([], tmp_path)
-    assert packs(tmp_path) == [pack] and not loose(tmp_path)
+    assert pack_files(tmp_path) == [pack] and not loose(tmp_path)
     assert_same(tmp_path, records)
 
 
@@ -299,7 +299,7 @@ def test_a_merge_leaves_damaged_records_and_small_packs_it_cannot_replace(tmp_pa
 
 
 def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smoke, monkeypatch):
-    monkeypatch.setattr(store, "PACK_BYTES", 20_000)
+    monkeypatch.setattr(packs, "PACK_BYTES", 20_000)
     runs, noise = seeds(smoke, 30), np.random.default_rng(0)
     for run in runs:
         store.write(
@@ -307,12 +307,12 @@ def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smok
         )
         if run.order.seed % 5 == 4:
             merged([], tmp_path)
-    sizes = [p.stat().st_size for p in packs(tmp_path)]
+    sizes = [p.stat().st_size for p in pack_files(tmp_path)]
     assert 1 < len(sizes) < 6 and max(sizes) <= 20_000
     assert {f.layer for f in find(runs, tmp_path)} == {"store"}
-    before = packs(tmp_path)
+    before = pack_files(tmp_path)
     merged([], tmp_path)
-    assert packs(tmp_path) == before
+    assert pack_files(tmp_path) == before
 
 
 def test_a_record_of_other_fields_is_left_as_it_is(tmp_path, smoke):
@@ -384,7 +384,7 @@ def test_a_record_of_a_wrong_shape_counts_as_missing(tmp_path, smoke, capsys, wr
 def sweep_plan(run, folder):
     """A plan on a corpus whose fingerprint is `meta`'s."""
     found = tuple(find([run], folder))
-    return sweep.Plan(found, sweep._estimates(found, folder), folder, 1)
+    return sweep.Plan(found, sweep.estimates(found, folder), folder, 1)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_what_stands_in_a_records_place_is_a_line_and_gives_way(tmp_path, smoke,
 def test_what_stands_in_a_packs_place_is_a_line_and_gives_way(tmp_path, smoke, capsys, stand_in):
     fill(tmp_path, [smoke])
     merged([], tmp_path)
-    (path,) = packs(tmp_path)
+    (path,) = pack_files(tmp_path)
     put_aside(path)
     stand_in(path)
     assert not find([smoke], tmp_path)[0].layer and store.read(tmp_path, meta(smoke)["key"]) is None
@@ -477,7 +477,7 @@ def test_a_record_of_other_fields_is_no_run_of_today(tmp_path, smoke):
     path = store.write(tmp_path, other, CURVES)
     assert not find([smoke], tmp_path)[0].layer
     merged([], tmp_path)
-    assert loose(tmp_path) == [path] and not packs(tmp_path)
+    assert loose(tmp_path) == [path] and not pack_files(tmp_path)
     store.write(tmp_path, meta(smoke), CURVES)
     merged([], tmp_path)
     assert find([smoke], tmp_path)[0].layer == "store" and not loose(tmp_path)
@@ -489,8 +489,8 @@ def test_a_pack_with_rows_under_a_wrong_key_is_a_line_and_stays(
     runs = seeds(smoke, 2)
     lie = meta(runs[1]) | {"key": meta(runs[0])["key"]}
     with monkeypatch.context() as older:  # a version that believed names
-        older.setattr(store, "_sorted_out", lambda rows: store.Keys(frozenset()))
-        older.setattr(store, "CHECKED", None)
+        older.setattr(packs, "_keys_by_worth", lambda rows: packs.Keys(frozenset()))
+        older.setattr(packs, "CHECKED", None)
         (pack,) = store.pack(tmp_path, [(lie, CURVES), (meta(runs[1]), CURVES)])
     assert [f.layer for f in find(runs, tmp_path)] == ["", "store"]
     assert capsys.readouterr().out == (
@@ -508,8 +508,8 @@ def test_rows_of_other_fields_stay_in_the_pack_of_an_older_version(tmp_path, smo
     other = meta(smoke)
     other["config"] = other["config"] | {"no_such_field": 1}
     with monkeypatch.context() as older:
-        older.setattr(store, "_sorted_out", lambda rows: store.Keys(frozenset()))
-        older.setattr(store, "CHECKED", None)
+        older.setattr(packs, "_keys_by_worth", lambda rows: packs.Keys(frozenset()))
+        older.setattr(packs, "CHECKED", None)
         (pack,) = store.pack(tmp_path, [(other, CURVES)])
     assert not find([smoke], tmp_path)[0].layer
     assert "1 rows of another version; they stay" in merged([pack], tmp_path / "elsewhere")
@@ -524,13 +524,13 @@ def test_packs_of_an_older_version_are_read_as_ever(tmp_path, smoke, monkeypatch
     runs = seeds(smoke, 3)
     records = fill(tmp_path, runs)
     with monkeypatch.context() as older:
-        older.setattr(store, "CHECKED", {b"keys": b"not yet"})
+        older.setattr(packs, "CHECKED", {b"keys": b"not yet"})
         merged([], tmp_path)
-    store._keys_of.cache_clear()
-    assert {f.layer for f in find(runs, tmp_path)} == {"store"} and len(packs(tmp_path)) == 1
+    packs._keys_of.cache_clear()
+    assert {f.layer for f in find(runs, tmp_path)} == {"store"} and len(pack_files(tmp_path)) == 1
     assert_same(tmp_path, records)
     merged([], tmp_path)
-    assert len(packs(tmp_path)) == 1
+    assert len(pack_files(tmp_path)) == 1
     assert_same(tmp_path, records)
 
 
@@ -552,7 +552,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     for name in ("fsync", "replace"):
         with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
-            broken.setattr(store.os, name, full)
+            broken.setattr(os, name, full)
             paths.write_atomically(path, b"new")
         assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
@@ -567,7 +567,7 @@ def test_a_merge_on_a_full_disk_is_one_line_and_loses_nothing(tmp_path, smoke, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, "write_atomically", full)
+        broken.setattr(packs, "write_atomically", full)
         arguments = ["merge", str(tmp_path / "source"), "--store", str(tmp_path / "here")]
         assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
@@ -578,7 +578,7 @@ def test_a_merge_on_a_full_disk_is_one_line_and_loses_nothing(tmp_path, smoke, m
 def test_a_store_is_no_source_of_its_own(tmp_path, smoke):
     fill(tmp_path / "store", [smoke])
     merged([], tmp_path / "store")
-    (pack,) = packs(tmp_path / "store")
+    (pack,) = pack_files(tmp_path / "store")
     (tmp_path / "link").symlink_to("store")
     here = tmp_path / "store"
     for source in (here, tmp_path / "link", here / ".." / "store", pack):

@@ -12,7 +12,7 @@ import pytest
 
 from proxies_lib import config, paths
 from proxies_lib.config import UserError, grid, replace
-from proxies_lib.runs import engines, sweep, tables
+from proxies_lib.runs import processes, sweep, tables
 from proxies_lib.science import protocol, report
 
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -53,20 +53,15 @@ def test_a_sweep_trains_what_is_missing_and_only_that(tmp_path, runs, capfd):
 
 
 def test_workers_and_lanes_agree_and_workers_do_not_change_bits(tmp_path, runs):
-    tables = {}
-    for name, options in {"one": {"workers": 1}, "two": {"workers": 2}}.items():
-        sweep.run(sweep.plan(runs[:4], tmp_path / name), engine="processes", **options)
-        tables[name], _ = tables.table(
-            list(sweep.plan(runs[:4], tmp_path / name).found), tmp_path / name
-        )
-    sweep.run(sweep.plan(runs[:4], tmp_path / "lanes"), engine="lanes")
-    tables["lanes"], _ = tables.table(
-        list(sweep.plan(runs[:4], tmp_path / "lanes").found), tmp_path / "lanes"
-    )
-    assert tables["one"]["final_loss"].tolist() == tables["two"]["final_loss"].tolist()
-    assert tables["lanes"]["final_loss"].tolist() == pytest.approx(
-        tables["one"]["final_loss"].tolist(), rel=1e-3
-    )
+    def losses(name, **options) -> list[float]:
+        folder = tmp_path / name
+        sweep.run(sweep.plan(runs[:4], folder), **options)
+        table, _ = tables.table(list(sweep.plan(runs[:4], folder).found), folder)
+        return table["final_loss"].tolist()
+
+    alone = losses("one", engine="processes", workers=1)
+    assert losses("two", engine="processes", workers=2) == alone
+    assert losses("lanes", engine="lanes") == pytest.approx(alone, rel=1e-3)
 
 
 KILLED = """
@@ -81,7 +76,8 @@ sweep.run(sweep.plan(runs, sys.argv[1]), workers=2, engine="processes")
 
 
 def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
-    """After kill -9 the same command keeps finished runs, and the table equals that of a sweep never killed."""
+    """After kill -9 the same command keeps finished runs; the table is that of a sweep never
+    killed."""
     command = [sys.executable, "-c", KILLED % (LRS,), str(tmp_path / "killed")]
     sweeper = subprocess.Popen(command, cwd=paths.root(), stdout=subprocess.DEVNULL)
     while len(list((tmp_path / "killed").rglob("*.npz"))) < 3:
@@ -97,18 +93,14 @@ def test_kill_nine_loses_only_the_runs_in_flight(tmp_path, smoke):
     assert 3 <= len(finished) < 18
     subprocess.run(command, cwd=paths.root(), check=True, stdout=subprocess.DEVNULL)
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
-    subprocess.run(
-        [*command[:3], str(tmp_path / "whole")],
-        cwd=paths.root(),
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    undisturbed = [*command[:3], str(tmp_path / "whole")]
+    subprocess.run(undisturbed, cwd=paths.root(), check=True, stdout=subprocess.DEVNULL)
     runs = grid(replace(smoke, steps=400), {"lr": LRS, "seed": (0, 1, 2)})
-    tables = []
+    texts = []
     for folder in (tmp_path / "killed", tmp_path / "whole"):
         table, curves = tables.table(list(sweep.plan(runs, folder).found), folder)
-        tables.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
-    assert tables[0] == tables[1]
+        texts.append((table.drop(columns="train_seconds").to_csv(), curves.to_csv()))
+    assert texts[0] == texts[1]
 
 
 def workers_of(folder) -> list[str]:
@@ -117,7 +109,7 @@ def workers_of(folder) -> list[str]:
 
 
 def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(tmp_path, smoke):
-    with engines._Worker(0, tmp_path) as worker:
+    with processes.WorkerProcess(0, tmp_path) as worker:
         worker.process.stdin.write(json.dumps(config.flat(replace(smoke, steps=10_000_000))) + "\n")
         worker.process.stdin.flush()
         with pytest.raises(subprocess.TimeoutExpired):
@@ -127,7 +119,7 @@ def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(tmp_path, smoke):
 
 
 def test_a_worker_that_is_killed_is_one_clear_line_with_the_signal(tmp_path, runs):
-    with engines._Worker(0, tmp_path) as worker:
+    with processes.WorkerProcess(0, tmp_path) as worker:
         worker.process.kill()
         with pytest.raises(UserError, match="^worker: .* was killed by SIGKILL, .*; finished runs"):
             worker.train(runs[0])
@@ -160,7 +152,7 @@ def test_a_worker_says_what_a_run_failed_by_and_trains_the_next(tmp_path, smoke,
     (tmp_path / "sitecustomize.py").write_text(ERROR_OF_JAX)
     (tmp_path / "file").write_text("no folder")
     small = replace(smoke, steps=20)
-    with engines._Worker(0, tmp_path / "file") as worker:
+    with processes.WorkerProcess(0, tmp_path / "file") as worker:
         with pytest.raises(UserError, match=f"^worker: {tmp_path}/file/.*: Not a directory; fin"):
             worker.train(small)
         with pytest.raises(UserError, match="^data='nowhere': is not prepared here"):

@@ -1,8 +1,13 @@
-"""Checkpoints of runs under way, by Orbax: sharded, written in the background, whole or not at all.
+"""Checkpoints of runs under way, by Orbax: sharded, in the background, whole or not at all.
 
-A group of lanes (or one sharded run) has a folder of its own, named after the keys of its runs. It can be resumed on
-other devices: bit for bit on equal ones, up to rounding on others. Runs of less than an interval leave none behind,
-unless they are interrupted by SIGTERM, which clouds send before they take a machine away.
+A group of lanes (or one sharded run) has a folder of its own, named after the keys of its runs:
+
+    <root>/<hash of keys>/group.json     keys and layout, so that they train together again
+    <root>/<hash of keys>/steps/<step>   state, first losses and logged points at that step
+
+It can be resumed on other devices: bit for bit on equal ones, up to rounding on others. Runs of
+less than an interval leave none behind, unless they are interrupted by SIGTERM, which clouds send
+before they take a machine away.
 
 Orbax's files hold arrays without checksums, so sums of them stand in its metadata and are compared
 on restoring. What cannot be read, a group or a step, is told in a line and passed over: an earlier
@@ -20,15 +25,17 @@ import signal
 import sys
 import threading
 import warnings
-from operator import itemgetter
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError
+from proxies_lib.layout import Layout
 
-# FLOPs of a device between two checkpoints: about five minutes of an H200 or ten of a v5e chip; five of a laptop.
+# FLOPs of a device between two checkpoints, by its kind: about five minutes of a laptop's core, of
+# an H200, or ten of a v5e chip.
 FLOPS_BETWEEN = {"cpu": 1e13}
 
 FLOPS_BETWEEN_ON_ACCELERATORS = 1e17
@@ -40,38 +47,52 @@ _terminated = threading.Event()
 _chunks = 0  # that this process has trained: processes in step count alike
 
 
+def root():
+    """The folder of checkpoints.
+
+    PROXIES_CHECKPOINTS may name a bucket (gs://…), which hosts that share nothing need.
+    """
+    from etils import epath
+
+    named = os.environ.get("PROXIES_CHECKPOINTS")
+    return epath.Path(named or paths.folder("store") / "checkpoints")
+
+
+def interval(run: Run, layout: Layout) -> int:
+    """Steps between checkpoints, a multiple of `log_every`.
+
+    A function of program and layout, so the same on every host.
+    """
+    devices = layout.run * layout.data
+    budget = FLOPS_BETWEEN.get(jax.default_backend(), FLOPS_BETWEEN_ON_ACCELERATORS) * devices
+    flops_of_step = run.flops / run.hparams.steps
+    chunk = flops_of_step * run.train.log_every * max(layout.lanes, 1)
+    return run.train.log_every * max(1, round(budget / chunk))
+
+
+# ------------------------------------------------------------------ being stopped
+
+
 class Preempted(UserError):
     """Training was asked to stop; what it had done is in a checkpoint."""
 
     status = 128 + signal.SIGTERM
 
 
-def root():
-    """The folder of checkpoints: PROXIES_CHECKPOINTS, also a bucket (gs://…), which hosts that share nothing need."""
-    from etils import epath
-
-    return epath.Path(
-        os.environ.get("PROXIES_CHECKPOINTS") or paths.folder("store") / "checkpoints"
-    )
-
-
-def interval(run: Run, layout) -> int:
-    """Steps between checkpoints, a multiple of `log_every`: a function of program and layout, the same on every host."""
-    devices = layout.run * layout.data
-    budget = FLOPS_BETWEEN.get(jax.default_backend(), FLOPS_BETWEEN_ON_ACCELERATORS) * devices
-    chunk = run.flops / run.hparams.steps * run.train.log_every * max(layout.lanes, 1)
-    return run.train.log_every * max(1, round(budget / chunk))
-
-
 @contextlib.contextmanager
 def until_terminated():
-    """Within, SIGTERM ends training at the next chunk, with a checkpoint. Of several processes JAX hears it itself."""
-    mine = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, lambda *_: _terminated.set()) if mine else None
+    """Within, SIGTERM ends training at the next chunk, with a checkpoint.
+
+    Of several processes JAX hears the signal itself, and tells all of them.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    listens = jax.process_count() == 1 and in_main_thread
+    if listens:
+        previous = signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
     try:
         yield
     finally:
-        if mine:
+        if listens:
             signal.signal(signal.SIGTERM, previous)
             _terminated.clear()
 
@@ -87,6 +108,9 @@ def _asked_to_stop() -> bool:
     return multihost_utils.reached_preemption_sync_point(_chunks)
 
 
+# ------------------------------------------------------------------ groups on the disk
+
+
 def pending(missing, say=print) -> list[dict]:
     """Groups that have a checkpoint, all their runs among the keys `missing`: their `keys`, and
     `layout` by field.
@@ -99,10 +123,10 @@ def pending(missing, say=print) -> list[dict]:
     for folder in sorted(root().iterdir()):
         if not (folder / "group.json").exists():
             continue
-        if (group := _read_group(folder)) is None:
-            say(
-                f"checkpoint: group {folder.name} cannot be read; its runs start from the beginning"
-            )
+        group = _read_group(folder)
+        if group is None:
+            lost = "cannot be read; its runs start from the beginning"
+            say(f"checkpoint: group {folder.name} {lost}")
         elif left.issuperset(group["keys"]):
             groups.append(group)
             left.difference_update(group["keys"])
@@ -111,24 +135,30 @@ def pending(missing, say=print) -> list[dict]:
 
 def _read_group(folder) -> dict | None:
     """The group of a folder of checkpoints, None where its file is damaged or of other fields."""
-    from proxies_lib.layout import Layout
-
     try:
         if not (folder / "group.json").is_file():  # a pipe would wait for ever
             return None
         group = json.loads((folder / "group.json").read_text())
-        keys, layout = group["keys"], group["layout"]
-        kinds = {field.name: field.type for field in dataclasses.fields(Layout)}
-        whole = (
-            folder.name == _folder_name(keys)
-            and len(set(keys)) == len(keys) > 0
-            and all(type(value) is kinds[name] for name, value in layout.items())
-            and all(value >= (name not in ("lanes", "scan")) for name, value in layout.items())
-            and group.get("digest") in (None, _digest(keys, layout))  # older ones have none
-        )
+        return group if _is_whole(group, folder.name) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return group if whole else None
+
+
+def _is_whole(group: dict, name: str) -> bool:
+    """Whether a group is as `Group` writes it into the folder `name`.
+
+    Raises what a wrong type or an unknown field raises.
+    """
+    keys, layout = group["keys"], group["layout"]
+    types = {field.name: field.type for field in dataclasses.fields(Layout)}
+    least = {"lanes": 0, "scan": False}  # of all other fields 1
+    return (
+        name == _folder_name(keys)
+        and len(set(keys)) == len(keys) > 0
+        and all(type(value) is types[field] for field, value in layout.items())
+        and all(value >= least.get(field, 1) for field, value in layout.items())
+        and group.get("digest") in (None, _digest(keys, layout))  # older ones have none
+    )
 
 
 def _folder_name(keys: list[str]) -> str:
@@ -139,9 +169,14 @@ def _digest(keys: list[str], layout: dict) -> str:
     return config.digest({"keys": keys, "layout": layout})
 
 
+# ------------------------------------------------------------------ sums
+
+
 def _sums(tree) -> list[int]:
-    """A checksum of each array of `tree`, however it lies on devices and processes: its words added
-    up, modulo 2³²."""
+    """A checksum of each array of `tree`: its words added up, modulo 2³².
+
+    So it is the same however an array lies on devices and processes.
+    """
     sums = np.array([_sum_here(array) % 2**32 for array in jax.tree.leaves(tree)], np.uint32)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -156,8 +191,12 @@ def _sum_here(array) -> int:
         parts = [shard.data for shard in array.addressable_shards if shard.replica_id == 0]
     else:  # of NumPy, the same on every process
         parts = [array] if jax.process_index() == 0 else []
-    words = [np.ascontiguousarray(part) for part in parts]
-    return sum(int(word.view(f"u{word.itemsize}").sum(dtype=np.uint64)) for word in words)
+    total = 0
+    for part in parts:
+        values = np.ascontiguousarray(part)
+        words = values.view(f"u{values.itemsize}")
+        total += int(words.sum(dtype=np.uint64))
+    return total
 
 
 def _everywhere(fine: bool) -> bool:
@@ -169,34 +208,141 @@ def _everywhere(fine: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
-@contextlib.contextmanager
-def _quietly():
-    """Within, nothing is printed about exceptions and coroutines that nobody waits for."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.unraisablehook = hook
+# ------------------------------------------------------------------ a group under way
+
+
+class Restored(NamedTuple):
+    """Where training goes on."""
+
+    state: dict  # parameters, moments and step, on devices
+    first: np.ndarray  # evaluation before training, nats per token, of each lane
+    points: list[dict]  # logged so far
 
 
 class Group:
-    """The checkpoints of runs that train together. `layout` is stored with them, so that they find
-    together again.
+    """The checkpoints of runs that train together.
 
     `say` is told what is damaged, and what a full disk did not take: training goes on without.
     """
 
-    def __init__(self, runs: list[Run], keys: list[str], layout, say=print):
-        self.keys, self.layout, self.manager, self.say = keys, layout, None, say
+    def __init__(self, runs: list[Run], keys: list[str], layout: Layout, say=print):
+        self.keys, self.layout, self.say = keys, layout, say
         self.folder = root() / _folder_name(keys)
         self.every = interval(runs[0], layout)
         self.steps = runs[0].hparams.steps
+        self.manager = None  # Orbax's, from the first save or restore on
         self.damaged = []  # steps that could not be restored
         self.failed = False  # a save has
 
+    def restore(self, state, metrics, step: int | None = None) -> Restored | None:
+        """The checkpoint at `step`, or the last whole one; None where there is none.
+
+        `state` is abstract, with the shardings it is wanted in; `metrics` are those of a chunk
+        (Trainer.abstract).
+        """
+        if not (self.folder / "group.json").exists():
+            return None
+        steps = sorted(self._open().all_steps(), reverse=True)
+        if step is not None:
+            steps = [step] if step in steps else []
+        for candidate in steps:
+            saved = self._read(candidate, state, metrics)
+            if _everywhere(saved is not None) and _everywhere(self._is_unchanged(candidate, saved)):
+                stacked = jax.tree.map(np.asarray, saved["points"])
+                points = [
+                    jax.tree.map(lambda values, i=i: values[i], stacked)
+                    for i in range(_points_until(candidate, metrics))
+                ]
+                return Restored(saved["state"], np.asarray(saved["first"]), points)
+            self.damaged.append(candidate)
+            if jax.process_index() == 0:
+                name = self.folder.name
+                self.say(f"checkpoint: step {candidate} of group {name} is damaged and passed over")
+        return None
+
+    def after(self, step: int, state, first: np.ndarray, points: list):
+        """Save where it is time, `step` steps being done.
+
+        Raises Preempted, all saved, when asked to stop.
+        """
+        stop = _asked_to_stop()
+        if step >= self.steps or not (stop or step % self.every == 0):
+            return
+        stacked = jax.tree.map(lambda *values: np.stack(values), *points)
+        tree = {"state": state, "first": first, "points": stacked}
+        self._settled()
+        saved = self._tried(lambda: self._save(step, tree))
+        if stop:
+            saved = self._settled() and saved
+            then = "start again to go on from there" if saved else "no checkpoint could be written"
+            raise Preempted(f"stopped by SIGTERM at step {step} of {self.steps}; {then}")
+
+    def close(self, finished: bool):
+        """End what is being written; when the runs are `finished` and stored, remove the folder."""
+        if self.manager is not None:
+            self._settled()
+            self.manager.close()
+        wrote = self.manager is not None or self.failed
+        if finished and wrote and jax.process_index() == 0:
+            self.folder.rmtree(missing_ok=True)
+
+    def _read(self, step: int, state, metrics) -> dict | None:
+        """What was saved at `step`, None where it cannot be read."""
+        import orbax.checkpoint as ocp
+
+        count = _points_until(step, metrics)
+        points = jax.tree.map(lambda x: np.empty((count, *x.shape), x.dtype), metrics)
+        first = np.empty(metrics["loss"].shape[:-1] or 1, np.float32)
+        wanted = {"state": state, "first": first, "points": points}
+        with _quietly():
+            try:
+                return self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
+            except Exception:  # Orbax and TensorStore raise almost anything on damaged files
+                pass
+            gc.collect()  # coroutines that it left behind would complain later
+        return None
+
+    def _is_unchanged(self, step: int, saved: dict) -> bool:
+        """Whether arrays have the sums that they were saved with. Older checkpoints have none."""
+        sums = (self.manager.metadata(step).custom_metadata or {}).get("sums")
+        found = _sums(saved)  # all processes take part, whatever they read
+        return found == (sums or found)
+
+    def _save(self, step: int, tree: dict):
+        import orbax.checkpoint as ocp
+
+        manager = self._open()
+        while self.damaged:  # deleted only now, with something newer to keep
+            manager.delete(self.damaged.pop())
+        args, sums = ocp.args.StandardSave(tree), {"sums": _sums(tree)}
+        manager.save(step, args=args, force=True, custom_metadata=sums)
+
+    def _settled(self) -> bool:
+        """Wait for what is being written in the background; whether it was written."""
+        return self.manager is None or self._tried(self.manager.wait_until_finished)
+
+    def _tried(self, write) -> bool:
+        """Whether `write()` worked. If not, a line, the first time, and no remains.
+
+        Where there are several processes all would have to know of it, so there it raises.
+        """
+        try:
+            write()
+        except Exception as error:  # Orbax and TensorStore raise almost anything on a full disk
+            if jax.process_count() > 1:
+                raise
+            if not self.failed:
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+                name = self.folder.name
+                self.say(f"checkpoint: {name} was not written ({why}); training goes on")
+            self.failed = True
+            for remains in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
+                remains.rmtree(missing_ok=True)
+            return False
+        return True
+
     def _open(self):
+        """Orbax's manager of the group's folder, which is made."""
         if self.manager is None:
             import orbax.checkpoint as ocp
 
@@ -223,97 +369,19 @@ class Group:
         else:
             paths.write_atomically(pathlib.Path(file), content)
 
-    def restore(self, state, metrics, step: int | None = None):
-        """State, first losses and points of the checkpoint at `step`, or of the last whole one;
-        None where there is none. `state` is abstract, with the shardings it is wanted in; `metrics`
-        are those of a chunk (Trainer.abstract)."""
-        if not (self.folder / "group.json").exists():
-            return None
-        kept = self._open()
-        steps = sorted(kept.all_steps(), reverse=True)
-        for each in steps if step is None else [step] * (step in steps):
-            found = self._restore(each, state, metrics)
-            if _everywhere(found is not None) and _everywhere(self._unchanged(each, found)):
-                points = jax.tree.map(np.asarray, found["points"])
-                n = each // metrics["loss"].shape[-1]
-                rows = [jax.tree.map(itemgetter(i), points) for i in range(n)]
-                return found["state"], np.asarray(found["first"]), rows
-            self.damaged.append(each)
-            if jax.process_index() == 0:
-                name = self.folder.name
-                self.say(f"checkpoint: step {each} of group {name} is damaged and passed over")
-        return None
 
-    def _restore(self, step: int, state, metrics) -> dict | None:
-        """What was saved at `step`, None where it cannot be read."""
-        import orbax.checkpoint as ocp
+def _points_until(step: int, metrics) -> int:
+    """Logged points of `step` steps; the last axis of a chunk's losses is that of its steps."""
+    return step // metrics["loss"].shape[-1]
 
-        n = step // metrics["loss"].shape[-1]
-        points = jax.tree.map(lambda x: np.empty((n, *x.shape), x.dtype), metrics)
-        first = np.empty(metrics["loss"].shape[:-1] or 1, np.float32)
-        wanted = {"state": state, "first": first, "points": points}
-        with _quietly():
-            try:
-                return self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
-            except Exception:  # Orbax and TensorStore raise almost anything on damaged files
-                pass
-            gc.collect()  # coroutines that it left behind would complain later
-        return None
 
-    def _unchanged(self, step: int, found: dict) -> bool:
-        """Whether arrays have the sums that they were saved with. Older checkpoints have none."""
-        sums = (self.manager.metadata(step).custom_metadata or {}).get("sums")
-        return _sums(found) == (sums or _sums(found))
-
-    def after(self, step: int, state, first: np.ndarray, points: list):
-        """Save where it is time, `step` steps being done. Raises Preempted, all saved, when asked to stop."""
-        stop = _asked_to_stop()
-        if step >= self.steps or not (stop or step % self.every == 0):
-            return
-        stacked = jax.tree.map(lambda *x: np.stack(x), *points)
-        tree = {"state": state, "first": first, "points": stacked}
-        self._settled()
-        saved = self._tried(lambda: self._save(step, tree))
-        if stop:
-            saved = self._settled() and saved
-            then = "start again to go on from there" if saved else "no checkpoint could be written"
-            raise Preempted(f"stopped by SIGTERM at step {step} of {self.steps}; {then}")
-
-    def _save(self, step: int, tree: dict):
-        import orbax.checkpoint as ocp
-
-        kept = self._open()
-        while self.damaged:  # deleted only now, with something newer to keep
-            kept.delete(self.damaged.pop())
-        args, sums = ocp.args.StandardSave(tree), {"sums": _sums(tree)}
-        kept.save(step, args=args, force=True, custom_metadata=sums)
-
-    def _settled(self) -> bool:
-        """Wait for what is being written in the background; whether it was written."""
-        return self.manager is None or self._tried(self.manager.wait_until_finished)
-
-    def _tried(self, write) -> bool:
-        """Whether `write()` worked. If not, a line, the first time, and no remains. Where there are
-        several processes all would have to know of it, so there it raises."""
-        try:
-            write()
-        except Exception as error:  # Orbax and TensorStore raise almost anything on a full disk
-            if jax.process_count() > 1:
-                raise
-            if not self.failed:
-                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-                name = self.folder.name
-                self.say(f"checkpoint: {name} was not written ({why}); training goes on")
-            self.failed = True
-            for remains in (self.folder / "steps").glob("*.orbax-checkpoint-tmp"):
-                remains.rmtree(missing_ok=True)
-            return False
-        return True
-
-    def close(self, finished: bool):
-        """End what is being written; when the runs are `finished` and stored, remove the folder."""
-        if self.manager is not None:
-            self._settled()
-            self.manager.close()
-        if finished and (self.manager is not None or self.failed) and jax.process_index() == 0:
-            self.folder.rmtree(missing_ok=True)
+@contextlib.contextmanager
+def _quietly():
+    """Within, nothing is printed about exceptions and coroutines that nobody waits for."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = hook

@@ -1,9 +1,10 @@
-"""A sweep over a Ray cluster: the driver hands out small jobs, workers send records back, the driver stores them.
+"""The engine of clusters, over Ray: the driver hands out small jobs and stores what workers send.
 
-Nodes share nothing but the code and the corpora. A worker holds one slot of a node: a CPU core, where it trains a run
-at a time on one thread, or one chip of an accelerator, where runs of one program train as vmapped lanes. A finished job
-is in the driver's store at once and never handed out again. A node that dies loses only its jobs in flight, which other
-nodes train; a node that joins is used.
+Nodes share nothing but the code and the corpora. A worker holds one slot of a node: a CPU core,
+where it trains a run at a time on one thread, or one chip of an accelerator, where runs of one
+program train as vmapped lanes. A finished job is in the driver's store at once and never handed out
+again. A node that dies loses only its jobs in flight, which other nodes train; a node that joins is
+used.
 """
 
 import collections
@@ -22,12 +23,16 @@ LANES = 16  # runs of a job on an accelerator
 
 LOSSES = 5  # a job that took more workers than this with it ends the sweep
 
-# One chip also on a slice of several hosts: Ray bounds the process to it, so that hosts do not wait for each other.
+# What a worker asks of Ray. One chip, also on a slice of several hosts: Ray bounds the process to
+# it, so that hosts do not wait for each other.
 SLOTS = {
     "TPU": {"num_cpus": 0, "resources": {"TPU": 1}},
     "GPU": {"num_cpus": 0, "num_gpus": 1},
     "CPU": {"num_cpus": 1},
 }
+
+
+# ------------------------------------------------------------------ on a node
 
 
 class Worker:
@@ -36,60 +41,74 @@ class Worker:
     def __init__(self, lanes: int):
         if not lanes:
             settings.use_one_thread()
-        from proxies_lib.runs import (
-            executables,
-        )  # jax only now: its threads are counted as it starts
+        # JAX is imported only now: its threads are counted as it starts.
+        from proxies_lib.runs import executables
 
         executables.use_cache()
         self.lanes, self.trainers = lanes, {}
 
     def check(self, fingerprints: dict[tuple[str, int], str]) -> str:
-        """What makes this node unfit, in one line, or "". Its corpora must be the driver's; `stdlib` prepares itself."""
+        """What makes this node unfit, in one line, or "".
+
+        Its corpora must be the driver's; `stdlib` prepares itself.
+        """
         node, cache = f"node {platform.node()}", paths.folder("cache")
         if self.lanes and settings.platform_of_jax() == "cpu":
             return f"{node}: Ray counts accelerators here, but jax finds none; install jax for them"
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for corpus, expected in fingerprints.items():
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one worker of a node prepares, the others wait
+            for (name, vocab_size), expected in fingerprints.items():
                 try:
-                    found = datasets.open_dataset(*corpus, say=lambda line: None).fingerprint
+                    dataset = datasets.open_dataset(name, vocab_size, say=lambda line: None)
                 except UserError as error:
                     return f"{node}: {error}"
+                found = dataset.fingerprint
                 if found != expected:
-                    why = " (it depends on Python's version)" if corpus[0] == "stdlib" else ""
-                    return f"{node}: data={corpus[0]!r}: fingerprint {found}, but {expected} where the sweep began{why}"
+                    why = " (it depends on Python's version)" if name == "stdlib" else ""
+                    unlike = f"fingerprint {found}, but {expected} where the sweep began{why}"
+                    return f"{node}: data={name!r}: {unlike}"
         return ""
 
-    def train(self, runs: list[Run], keys: list[str]) -> list[tuple]:
-        """Metadata and curves of runs of one program, which must have the same `keys` on this node."""
+    def train(self, runs: list[Run], keys: list[str]) -> list[store.Record]:
+        """Metadata and curves of runs of one program.
+
+        They must have the same `keys` on this node; raises UserError where they have not.
+        """
+        dataset = datasets.open_dataset(runs[0].data, runs[0].model.vocab_size)
+        if [config.key(run, dataset.fingerprint) for run in runs] != keys:
+            another = "has another version of proxies_lib; install the same everywhere"
+            raise UserError(f"node {platform.node()}: {another}")
+        trainer = self._trainer_for(runs[0])
+        with tempfile.TemporaryDirectory() as scratch:
+            for run, result in engines.train_all(trainer, runs, dataset):
+                provenance.record(scratch, run, dataset, result)
+            return [store.read(scratch, key) for key in keys]
+
+    def _trainer_for(self, run: Run):
+        """The trainer of a run's program, compiled at most once."""
         import jax
 
         from proxies_lib.layout import layout_alone, layout_for
         from proxies_lib.train import Trainer
 
-        program, dataset = (
-            runs[0].program,
-            datasets.open_dataset(runs[0].data, runs[0].model.vocab_size),
-        )
-        if [config.key(one, dataset.fingerprint) for one in runs] != keys:
-            raise UserError(
-                f"node {platform.node()}: has another version of proxies_lib; install the same everywhere"
-            )
         devices = jax.devices() if self.lanes else None
-        compiled = (*program, layout_for(*program, devices) if devices else layout_alone(runs[0]))
+        layout = layout_for(*run.program, devices) if devices else layout_alone(run)
+        compiled = (*run.program, layout)
         if compiled not in self.trainers:
             self.trainers[compiled] = Trainer(*compiled, devices)
-        with tempfile.TemporaryDirectory() as scratch:
-            for one, result in engines.train_all(self.trainers[compiled], runs, dataset):
-                provenance.record(scratch, one, dataset, result)
-            return [store.read(scratch, key) for key in keys]
+        return self.trainers[compiled]
 
 
-def run(plan, address: str | None = None, workers: int = 0, quiet: bool = False):
-    """Train what `plan` misses on the Ray cluster at `address`, else RAY_ADDRESS, else one that runs here or is started.
+# ------------------------------------------------------------------ the driver
 
-    `workers` slots are asked for, which makes an autoscaling cluster grow; 0: all that the cluster has, now or later.
+
+def train(plan, workers: int = 0, quiet: bool = False):
+    """Train what `plan` misses on the Ray cluster at RAY_ADDRESS, else one that runs here or is
+    started.
+
+    `workers` slots are asked for, which makes an autoscaling cluster grow; 0: all that the cluster
+    has, now or later.
     """
     try:
         import ray
@@ -97,88 +116,123 @@ def run(plan, address: str | None = None, workers: int = 0, quiet: bool = False)
         refuse("engine", "ray", "needs the optional extra: pip install 'proxies-lib[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
-        return _serve(ray, plan, workers, quiet)
-    where = address or os.environ.get("RAY_ADDRESS") or "auto"
+        _Driver(ray, plan, workers, quiet).serve()
+        return
+    address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if match := re.fullmatch(
-            r"(?:ray://)?([^/]+):(\d+)", where
-        ):  # Ray itself tries for many minutes
-            socket.create_connection((match[1], int(match[2])), timeout=10).close()
-        ray.init(address, log_to_driver=False, logging_level="ERROR")
+        _knock(address)
+        ray.init(log_to_driver=False, logging_level="ERROR")
     except (OSError, OverflowError, ValueError, RuntimeError, ImportError) as error:
-        refuse("RAY_ADDRESS", where, f"no Ray cluster answers there ({_last_line(error)})")
+        refuse("RAY_ADDRESS", address, f"no Ray cluster answers there ({_last_line(error)})")
     try:
-        _serve(ray, plan, workers, quiet)
+        _Driver(ray, plan, workers, quiet).serve()
     finally:
         ray.shutdown()
 
 
-def _serve(ray, plan, workers: int, quiet: bool):
-    kind = next((k for k in SLOTS if ray.cluster_resources().get(k)), "CPU")
-    lanes, options = 0 if kind == "CPU" else LANES, dict(SLOTS[kind])
-    if kind == "CPU":
-        options["runtime_env"] = {"env_vars": settings.ONE_THREAD_AT_START}
-    corpora = {(f.run.data, f.run.model.vocab_size) for f in plan.missing}
-    fingerprints = {
-        corpus: datasets.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)
-    }
-    jobs, lost, awaited = (
-        engines.Jobs(plan, max(lanes, 1)),
-        collections.Counter(),
-        {},
-    )  # an answer: (worker, job or None)
-    progress = engines.Progress(
-        len(plan.missing), sum(plan.seconds[f.run.program] for f in plan.missing), quiet
-    )
-    actor = ray.remote(Worker).options(**options)
+def _knock(address: str):
+    """Raise OSError where nobody answers at `host:port`: Ray itself tries for many minutes."""
+    place = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address)
+    if place:
+        socket.create_connection((place[1], int(place[2])), timeout=10).close()
 
-    def accept(answer, worker, job: engines.Job | None):
-        """Store what a worker sends, or put its job back where it is gone; hand it the next job."""
+
+class _Driver:
+    """Hands jobs to workers and stores what they send.
+
+    `awaited` are the answers that are to come: from which worker, and to which job. A worker's
+    first answer is that of `check`; its job is None.
+    """
+
+    def __init__(self, ray, plan, workers: int, quiet: bool):
+        self.ray, self.plan, self.workers = ray, plan, workers
+        resources = ray.cluster_resources()
+        self.kind = next((kind for kind in SLOTS if resources.get(kind)), "CPU")
+        self.lanes = 0 if self.kind == "CPU" else LANES
+        self.fingerprints = _fingerprints(plan)
+        self.jobs = engines.Jobs(plan, max(self.lanes, 1))
+        self.awaited = {}
+        self.losses = collections.Counter()  # workers that died, by the job that they had
+        self.progress = engines.Progress(plan.missing, plan.seconds, quiet)
+        slot = dict(SLOTS[self.kind])
+        if self.kind == "CPU":
+            slot["runtime_env"] = {"env_vars": settings.ONE_THREAD_AT_START}
+        self.actor = ray.remote(Worker).options(**slot)
+
+    def serve(self):
+        """Until nothing is left to train. Raises UserError where that cannot be."""
         try:
-            sent = ray.get(answer)
-        except ray.exceptions.RayTaskError as error:
+            while self._unfinished():
+                self._start_workers()
+                if not self.awaited:
+                    none = "the cluster has no CPU, GPU or TPU to train on"
+                    raise UserError(f"ray: {none}; add a node, or ask with --workers")
+                answers, _ = self.ray.wait(list(self.awaited), timeout=5)
+                for answer in answers:
+                    worker, job = self.awaited.pop(answer)
+                    self._accept(answer, worker, job)
+        finally:
+            self.progress.close()
+            for worker, _ in self.awaited.values():
+                self.ray.kill(worker)
+
+    def _unfinished(self) -> int:
+        """Jobs that are to be handed out or in flight."""
+        return len(self.jobs) + sum(job is not None for _, job in self.awaited.values())
+
+    def _start_workers(self):
+        """As many as are wanted or have a slot, and have something to do."""
+        slots = self.workers or int(self.ray.cluster_resources().get(self.kind, 0))
+        for _ in range(min(slots, self._unfinished()) - len(self.awaited)):
+            worker = self.actor.remote(self.lanes)
+            self.awaited[worker.check.remote(self.fingerprints)] = worker, None
+
+    def _accept(self, answer, worker, job: engines.Job | None):
+        """Store what a worker sends, or put its job back where it is gone; hand it the next job."""
+        exceptions = self.ray.exceptions
+        try:
+            sent = self.ray.get(answer)
+        except exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise UserError(f"ray: {engines.what_failed(error.cause)}; {engines.GO_ON}") from error
-        except ray.exceptions.RayError as error:
-            ray.kill(worker)
-            lost[job] += 1
-            if lost[job] > LOSSES * (1 if job else 1 + len(awaited)):
-                raise UserError(
-                    f"ray: workers keep dying ({_last_line(error)}); finished runs are kept"
-                ) from None
-            if job:
-                jobs.put_back(job)
+        except exceptions.RayError as error:
+            self._lose(worker, job, error)
             return
         if job is None and sent:
-            raise UserError(sent)
-        lost.pop(None, None)
-        for f, (meta, curves) in zip(job or (), sent):
-            store.write(plan.folder, meta, curves)
-            progress.add(
-                plan.seconds[f.run.program], f"d {f.run.model.d_model} lr {f.run.hparams.lr:g}"
-            )
-        if jobs:
-            job = jobs.take(job and job[0].run.program)
-            awaited[worker.train.remote([f.run for f in job], [f.key for f in job])] = worker, job
+            raise UserError(sent)  # an unfit node
+        self.losses.pop(None, None)  # some worker lives: start counting anew
+        if job is not None:
+            self._store(job, sent)
+        if self.jobs:
+            # It has compiled the program of its last job.
+            following = self.jobs.take(job and job[0].run.program)
+            runs, keys = [found.run for found in following], [found.key for found in following]
+            self.awaited[worker.train.remote(runs, keys)] = worker, following
 
-    try:
-        while busy := len(jobs) + sum(job is not None for _, job in awaited.values()):
-            for _ in range(
-                min(workers or int(ray.cluster_resources().get(kind, 0)), busy) - len(awaited)
-            ):
-                worker = actor.remote(lanes)
-                awaited[worker.check.remote(fingerprints)] = worker, None
-            if not awaited:
-                raise UserError(
-                    "ray: the cluster has no CPU, GPU or TPU to train on; add a node, or ask with --workers"
-                )
-            for answer in ray.wait(list(awaited), timeout=5)[0]:
-                accept(answer, *awaited.pop(answer))
-    finally:
-        progress.close()
-        for worker, _ in awaited.values():
-            ray.kill(worker)
+    def _store(self, job: engines.Job, records: list[store.Record]):
+        for found, (meta, curves) in zip(job, records):
+            store.write(self.plan.folder, meta, curves)
+            run = found.run
+            self.progress.add(run, f"d {run.model.d_model} lr {run.hparams.lr:g}")
+
+    def _lose(self, worker, job: engines.Job | None, error: Exception):
+        """Put the job of a dead worker back. Raises UserError where workers keep dying of it."""
+        self.ray.kill(worker)
+        self.losses[job] += 1
+        # Before their first job all workers that are awaited may die of one cause.
+        most = LOSSES if job else LOSSES * (1 + len(self.awaited))
+        if self.losses[job] > most:
+            dying = f"workers keep dying ({_last_line(error)})"
+            raise UserError(f"ray: {dying}; finished runs are kept") from None
+        if job:
+            self.jobs.put_back(job)
+
+
+def _fingerprints(plan) -> dict[tuple[str, int], str]:
+    """Fingerprint of each corpus that missing runs read, by name and vocabulary."""
+    corpora = {(found.run.data, found.run.model.vocab_size) for found in plan.missing}
+    return {corpus: datasets.open_dataset(*corpus).fingerprint for corpus in sorted(corpora)}
 
 
 def _last_line(error: Exception) -> str:

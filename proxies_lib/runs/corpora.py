@@ -1,4 +1,4 @@
-"""Sources of text, and their preparation into packed tokens."""
+"""Sources of text: the standard library, text files, C4. Each yields documents with a name."""
 
 import functools
 import glob
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from proxies_lib.config import refuse
 
-Documents = Iterator[tuple[str, str]]
+Documents = Iterator[tuple[str, str]]  # name and text
 
 # Folders of the standard library: tests, GUIs, code tables, and what is no part of it.
 LEFT_OUT = {
@@ -81,6 +81,7 @@ def _files(field: str, pattern: str) -> list[str]:
 
 
 def _text(field: str, path: str) -> str:
+    """The text of a file. A byte order mark is none of it."""
     require_file(field, path)
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(pathlib.Path(path).suffix, open)
     try:
@@ -144,10 +145,11 @@ def c4_documents(shards: list) -> Documents:
         path, number = shard.args[0], 0
         try:
             with shard() as file:
-                for number, line in enumerate(file, start=1):
+                for line in file:
+                    number += 1
                     if line.strip():
-                        yield _record(line)
-        except BadRecord as error:
+                        yield _document(line)
+        except BadLine as error:
             refuse("path", path, f"line {number} {error}")
         except (OSError, EOFError, zlib.error) as error:
             reason = f"after line {number}: {type(error).__name__}: {_first_line(error)}"
@@ -156,28 +158,29 @@ def c4_documents(shards: list) -> Documents:
             refuse("path", path, f"cannot be read after line {number} ({_first_line(error)})")
 
 
-class BadRecord(ValueError):
+class BadLine(ValueError):
     """What is wrong with a line of a shard."""
 
 
-def _record(line: bytes) -> tuple[str, str]:
+def _document(line: bytes) -> tuple[str, str]:
+    """URL and text of a line. Raises BadLine."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise BadRecord("is not UTF-8") from None
+        raise BadLine("is not UTF-8") from None
     except (ValueError, RecursionError):
-        raise BadRecord("is not JSON") from None
+        raise BadLine("is not JSON") from None
     if not isinstance(record, dict):
-        raise BadRecord("is not a JSON object")
+        raise BadLine("is not a JSON object")
     if "text" not in record:
-        raise BadRecord('has no "text"')
+        raise BadLine('has no "text"')
     text = record["text"]
     if not isinstance(text, str):
-        raise BadRecord('has a "text" that is not a string')
+        raise BadLine('has a "text" that is not a string')
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
-        raise BadRecord('has a "text" that is not Unicode') from None
+        raise BadLine('has a "text" that is not Unicode') from None
     return str(record.get("url", "")), text
 
 

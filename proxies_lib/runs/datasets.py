@@ -1,18 +1,16 @@
-"""Preparing text into packed tokens, and opening what is prepared."""
+"""Datasets: opening what is prepared, and preparing text into packed tokens.
+
+A preparation reads the documents of a source (`corpora`), splits them into training and
+validation, makes or reads a vocabulary (`tokenizers`), packs tokens into a scratch folder and
+renames that to its place (`scratch`). Training reads the tokens by `proxies_lib.prepared`.
+"""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
-import re
-import secrets
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterable
 
@@ -22,7 +20,6 @@ from proxies_lib.config import UserError, component, digest, refuse
 from proxies_lib.data import COPY_LAG, COPY_SHARE, Dataset
 from proxies_lib.paths import folder
 from proxies_lib.prepared import (
-    FILES,
     MAX_PIECES,
     SPLITS,
     DamagedDataset,
@@ -37,6 +34,8 @@ from proxies_lib.runs.corpora import (
     stdlib_documents,
     text_documents,
 )
+from proxies_lib.runs.scratch import install, refuse_foreign, scratch_for, unwound_by_sigterm
+from proxies_lib.runs.tokenizers import processor_of, read_tokenizer, train_tokenizer
 
 HELD_OUT = 0.05  # share of documents kept for validation where a source names none
 
@@ -62,7 +61,7 @@ def open_dataset(
     if name == "synthetic":
         identity = {"vocab": vocab_size, "copy": COPY_SHARE, "lag": COPY_LAG, "version": 1}
         return Dataset(name, vocab_size, digest(identity))
-    own = name == "stdlib"
+    own = name == "stdlib"  # the one that anybody can prepare without being asked
     path = _stdlib_path(vocab_size) if own else folder("cache") / "data" / name
     dataset = None
     try:
@@ -71,7 +70,7 @@ def open_dataset(
     except DamagedDataset as error:
         if not own:
             raise
-        say(str(error))
+        say(str(error))  # and prepare it again
     if dataset or not prepare_missing:
         return dataset
     if own:
@@ -152,16 +151,17 @@ def prepare(
     if source == "synthetic":
         say(f"synthetic needs no preparation (vocabulary {pieces})")
         return open_dataset("synthetic", pieces)
-    model = _tokenizer_of(tokenizer, vocab_size) if tokenizer else None
+    model = read_tokenizer(tokenizer, vocab_size) if tokenizer else None
+    # The project's own dataset: its folder is named after what it holds.
     own = source == "stdlib" and not name
     target = _stdlib_path(pieces) if own else folder("cache") / "data" / (name or source)
-    _refuse_foreign(target, own)
-    with _unwound_by_sigterm():
+    refuse_foreign(target, own)
+    with unwound_by_sigterm():
         texts = _texts(source, path, validation, shards, say)
         try:
-            with _scratch(target) as scratch:
+            with scratch_for(target) as scratch:
                 manifest = _write(scratch / "new", source, texts, model, pieces, say)
-                _install(scratch, target, own)
+                install(scratch, target, own)
         except OSError as error:
             why = error.strerror or error
             refuse("data", target.name, f"cannot be written in {target.parent} ({why})")
@@ -243,8 +243,10 @@ def _texts(source, path, validation, shards, say) -> dict[str, Iterable[str]]:
         return _c4_texts(path[0], shards, say)
     texts = _distinct(text_documents(path, "path", say), say)
     if validation:
-        given = [_held_out_texts(pattern, say) for pattern in validation]
-        return _apart(texts, dict.fromkeys(text for each in given for text in each), path, say)
+        held = {}  # in order, each once
+        for pattern in validation:
+            held |= dict.fromkeys(_held_out_texts(pattern, say))
+        return _apart(texts, held, path, say)
     kept = {
         "train": [text for text in texts if not held_out(text)],
         "validation": [text for text in texts if held_out(text)],
@@ -310,97 +312,19 @@ def _c4_texts(prefix: str, shards: int | None, say) -> dict[str, Iterable[str]]:
     return {"train": train(), "validation": validation()}
 
 
-# ------------------------------------------------------------------ tokens
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece BPE vocabulary (pad 0, eos 1, bos 2, unk 3) that keeps breaks and indents.
-
-    BPE on one thread: its counts are integers, so the same text gives the same vocabulary
-    everywhere. Raises UserError where the text has too few pieces.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()  # a file's name would become part of the model, and of its checksum
-    lines = [line for text in texts for line in text.splitlines() if line.strip()]
-    lines = [part for line in lines for part in _parts(line)]
-    stride = max(1, len(lines) // 100_000)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines[::stride]),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            pad_id=0,
-            eos_id=1,
-            bos_id=2,
-            unk_id=3,
-            user_defined_symbols=["\n"],
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            add_dummy_prefix=False,
-            character_coverage=0.9995,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        reason = str(error).split("] ")[-1].strip() or "it finds nothing to count in it"
-        refuse("vocab_size", vocab_size, f"SentencePiece cannot train on this text ({reason})")
-    return model.getvalue()
-
-
-LONGEST = 4192 // 4  # characters: SentencePiece drops lines above 4192 bytes, without a word
-
-
-def _parts(line: str) -> list[str]:
-    """`line`, cut where SentencePiece would drop it."""
-    if len(line) <= LONGEST:
-        return [line]
-    return [line[i : i + LONGEST] for i in range(0, len(line), LONGEST)]
-
-
-def _tokenizer_of(path: str, vocab_size: int | None) -> bytes:
-    """A SentencePiece model that can end documents, of `vocab_size` pieces if that is given."""
-    try:
-        model = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        refuse("tokenizer", path, f"cannot be read ({error.strerror})")
-    processor = _processor(model)
-    if processor is None:
-        refuse("tokenizer", path, "is not a SentencePiece model")
-    pieces = len(processor)
-    if pieces > MAX_PIECES:
-        refuse("tokenizer", path, f"has {pieces} pieces; at most {MAX_PIECES} fit uint16")
-    if processor.eos_id() < 0:
-        refuse("tokenizer", path, "has no end-of-sentence piece, which ends each document")
-    if vocab_size not in (None, pieces):
-        refuse("vocab_size", vocab_size, f"the tokenizer has {pieces} pieces")
-    return model
-
-
-def _processor(model: bytes):
-    """The SentencePiece processor of a model, None where it is none."""
-    import sentencepiece
-
-    if not model:  # which SentencePiece takes for no argument
-        return None
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
-        return None
+# ------------------------------------------------------------------ packing
 
 
 def _write(where: pathlib.Path, source: str, texts, model: bytes | None, pieces: int, say) -> dict:
     """Write a dataset into the empty folder `where`; returns its manifest."""
     started = time.monotonic()
     for split in SPLITS:
-        if texts[split] == []:
+        if texts[split] == []:  # known before reading; of generators, below
             refuse("source", source, f"has no {split} documents")
     if model is None:
         say(f"{source}: training a SentencePiece vocabulary of {pieces} pieces")
         model = train_tokenizer(texts["train"], pieces)
-    processor = _processor(model)
+    processor = processor_of(model)
     with _written(where / "tokenizer.model") as file:
         file.write(model)
     manifest = {"source": source, "vocab_size": len(processor)}
@@ -447,138 +371,3 @@ def _written(path: pathlib.Path):
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-# ------------------------------------------------------------------ folders
-
-
-def _refuse_foreign(target: pathlib.Path, own: bool):
-    """Refuse to replace what stands at `target`, unless it is a dataset and nothing else.
-
-    It must have a manifest, and that must be one or stand beside tokens: a damaged dataset can be
-    prepared again. Of the project's `own`, the standard library's, the manifest may be lost.
-    """
-    advice = "move it away or choose another --name"
-    try:
-        if not os.path.lexists(target):
-            return
-        if target.is_symlink() or not target.is_dir():
-            refuse("name", target.name, f"stands for a file or link in {target.parent}; {advice}")
-        entries = list(os.scandir(target))
-        foreign = sorted(e.name for e in entries if not _is_of_a_dataset(e))
-    except OSError as error:
-        refuse("name", target.name, f"its folder cannot be read ({error.strerror})")
-    if foreign:
-        refuse("name", target.name, f"its folder also holds {foreign[0]!r}; {advice}")
-    if not own and not _has_manifest(target, beside_tokens=len(entries) > 1):
-        refuse("name", target.name, f"its folder holds no dataset; {advice}")
-
-
-def _is_of_a_dataset(entry: os.DirEntry) -> bool:
-    return entry.name in FILES and not entry.is_dir(follow_symlinks=False)
-
-
-def _has_manifest(path: pathlib.Path, beside_tokens: bool) -> bool:
-    if beside_tokens:
-        return (path / "manifest.json").is_file()
-    try:
-        with PreparedFolder(path.name, path) as prepared:
-            return bool(prepared.read_manifest())
-    except UserError:
-        return False
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path, wait: bool):
-    """Hold the lock of a folder, which ends with the process; yields whether this one has it.
-
-    Not where the file system has no locks (some network ones): nobody has it there.
-    """
-    at = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(at, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        except OSError:
-            held = False
-        yield held
-    finally:
-        os.close(at)
-
-
-@contextlib.contextmanager
-def _scratch(target: pathlib.Path):
-    """A folder beside `target` for a preparation of it, with `new` in it; gone afterwards.
-
-    Its lock says that this process lives: the next preparation of that name removes what others
-    left, but not what has a living owner. `old` in it is what `_install` took from `target`.
-    """
-    parent = target.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    scratch = parent / f".{target.name}-{secrets.token_hex(4)}"
-    with contextlib.ExitStack() as stack:
-        stack.callback(_discard, scratch, target)
-        with _locked(parent, wait=True):
-            _discard_stale(target)
-            (scratch / "new").mkdir(parents=True)
-            stack.enter_context(_locked(scratch, wait=False))
-        yield scratch
-
-
-def _discard_stale(target: pathlib.Path):
-    pattern = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}")
-    for path in target.parent.iterdir():
-        if path.is_symlink() or not pattern.fullmatch(path.name):
-            continue
-        with contextlib.suppress(OSError), _locked(path, wait=False) as dead:
-            if dead:
-                _discard(path, target)
-
-
-def _discard(scratch: pathlib.Path, target: pathlib.Path):
-    """Remove a scratch folder, after `target` is what it was if nothing took its place."""
-    old = scratch / "old"
-    with contextlib.suppress(OSError):
-        if old.is_dir() and not os.path.lexists(target):
-            os.rename(old, target)
-    for path in (scratch / "new", old, scratch):
-        with contextlib.suppress(OSError):
-            _remove(path)
-
-
-def _remove(path: pathlib.Path):
-    """Delete a folder of a dataset's files; anything else in it stays, and the folder with it."""
-    if path.is_symlink():
-        return
-    for name in FILES:
-        (path / name).unlink(missing_ok=True)
-    path.rmdir()
-
-
-def _install(scratch: pathlib.Path, target: pathlib.Path, own: bool):
-    """Rename the new dataset to `target`; what stood there waits in `scratch` meanwhile."""
-    with _locked(target.parent, wait=True):
-        _refuse_foreign(target, own)
-        if os.path.lexists(target):
-            os.rename(target, scratch / "old")
-        os.rename(scratch / "new", target)
-
-
-@contextlib.contextmanager
-def _unwound_by_sigterm():
-    """Within, SIGTERM unwinds as an interrupt does, with status 143, where nobody else hears it."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def stop(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clearing up
-        print("proxies: stopped by SIGTERM; data is not prepared", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

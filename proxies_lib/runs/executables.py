@@ -25,14 +25,37 @@ except ImportError:
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
+def use_cache(say=lambda line: print(line, file=sys.stderr, flush=True)):
+    """Compile through the cache from now on, in the project's own folder.
+
+    It is kept by machine: executables of another CPU do not load. `say` is told, in a line, what
+    could not be read or written.
+    """
+    machine = config.digest({"flags": cpu("flags"), "machine": platform.machine()})[:8]
+    folder = paths.folder("cache") / "executables" / machine
+    if hasattr(compilation_cache, "get_file_cache"):
+        compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Everything is kept: by itself JAX leaves out what is small or compiles in a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cpu(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, "" where there is none."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
 class Entries(CacheInterface):
-    """Compiled programs, a file each; `say` is told, in a line, what could not be read or written.
+    """Compiled programs, a file each: a checksum, then the program.
 
     Eviction (jax_compilation_cache_max_size) is left out.
     """
 
     def __init__(self, folder: str, say):
-        self._path, self.say = pathlib.Path(folder), say
+        self._path, self.say = pathlib.Path(folder), say  # JAX reads `_path`
         self.writable = True
 
     def file(self, key: str) -> pathlib.Path:
@@ -45,8 +68,8 @@ class Entries(CacheInterface):
             content = path.read_bytes()
         except OSError:
             return None
-        program = content[CHECKSUM_BYTES:]
-        if hashlib.sha256(program).digest() == content[:CHECKSUM_BYTES]:
+        checksum, program = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
+        if hashlib.sha256(program).digest() == checksum:
             return program
         self.say(f"compilation cache: {path.name} is damaged; it is removed and compiled again")
         path.unlink(missing_ok=True)
@@ -66,26 +89,3 @@ class Entries(CacheInterface):
         except OSError as error:
             self.writable = False
             self.say(f"compilation cache: cannot write to {self._path} ({error.strerror})")
-
-
-def _say(line: str):
-    print(line, file=sys.stderr, flush=True)
-
-
-def use_cache(say=_say):
-    """Compile through the cache from now on. It is kept by machine: executables of another CPU do
-    not load."""
-    machine = config.digest({"flags": cpu("flags"), "machine": platform.machine()})[:8]
-    where = paths.folder("cache") / "executables" / machine
-    if hasattr(compilation_cache, "get_file_cache"):
-        compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)
-    jax.config.update("jax_compilation_cache_dir", str(where))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def cpu(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo, "" where there is none."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")

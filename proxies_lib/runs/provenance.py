@@ -1,4 +1,4 @@
-"""Software, device and commit of this process."""
+"""Where numbers come from: software, device and commit of this process, stored with every run."""
 
 import functools
 import importlib.metadata
@@ -13,17 +13,17 @@ UNKNOWN = "unknown"  # a commit, where there is no git
 
 CHANGED = "+changes"  # what a commit ends with where code differs from it
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # whose versions are stored
+
 
 def committed(commit: str) -> bool:
     """Whether a recorded commit says exactly which code ran."""
     return commit != UNKNOWN and not commit.endswith(CHANGED)
 
 
-# ------------------------------------------------------------------ provenance
-
-
 @functools.cache
 def commit() -> str:
+    """The commit of the code that runs, with CHANGED where library or notebooks differ from it."""
     try:
         git = functools.partial(
             subprocess.run, cwd=paths.root(), capture_output=True, text=True, check=True
@@ -37,29 +37,26 @@ def commit() -> str:
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """Software, device, commit and unpinned settings of this process, stored with every run."""
+    """Software, device, commit and unpinned settings of this process."""
     import jax
 
     from proxies_lib.runs import executables
 
-    device = executables.cpu("model name") or platform.processor()
-    if settings.platform_of_jax() != "cpu":
+    if settings.platform_of_jax() == "cpu":
+        device = executables.cpu("model name") or platform.processor()
+    else:
         device = jax.devices()[0].device_kind
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("jax", "jaxlib", "flax", "optax", "numpy")
-    }
     return {
         "device": device,
         "python": platform.python_version(),
-        **versions,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
         "commit": commit(),
         "settings": settings.unpinned(),
     }
 
 
 def record(folder, run: Run, dataset: data.Dataset, result: dict):
-    """Store a result of `Trainer.train` with its configuration and the provenance of this process."""
+    """Store a result of `Trainer.train` with its configuration and this process's provenance."""
     result = dict(result)
     curves = result.pop("curves")
     meta = {

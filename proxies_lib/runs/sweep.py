@@ -1,8 +1,8 @@
 """A sweep: plan what runs, is stored and compiles; then train only what is missing.
 
-On a CPU one single-threaded worker process per core trains a run at a time; on an accelerator runs of one program
-train together as vmapped lanes. A worker writes each finished run to the store itself, so a killed sweep loses
-only the runs in flight.
+plan(runs)   where each run is: stored, in a committed table, or missing (`tables.locate`)
+run(plan)    the missing ones, by one of three engines (`processes`, `lanes`, `cluster`)
+plan(runs)   again: now nothing is missing, and `tables.table` makes frames of it
 """
 
 import collections
@@ -13,7 +13,8 @@ import pathlib
 from proxies_lib import paths, settings
 from proxies_lib.config import Run
 from proxies_lib.runs import datasets, store, tables
-from proxies_lib.runs.engines import _distributed, _run_lanes, _run_processes, chosen_engine, cores
+from proxies_lib.runs.engines import chosen_engine, cores, is_distributed
+from proxies_lib.runs.tables import Layer
 
 FLOPS_PER_SECOND = 35e9  # per core, where no stored run of the program tells
 
@@ -22,7 +23,11 @@ COMPILE_SECONDS = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Distinct runs, where each one is, and the seconds a missing one should take on one core."""
+    """Distinct runs and where each one is.
+
+    `seconds` is what a run of each program should take on one core; `folder` is the store;
+    `requested` counts runs as asked for, equal ones too.
+    """
 
     found: tuple[tables.Found, ...]
     seconds: dict
@@ -31,53 +36,67 @@ class Plan:
 
     @property
     def missing(self) -> list[tables.Found]:
-        return [f for f in self.found if not f.layer]
+        return [found for found in self.found if not found.layer]
 
     def describe(self, workers: int = 1) -> str:
-        """The plan in words: per program what is stored and what will train, and the time expected."""
-        groups = collections.defaultdict(list)
-        for f in self.found:
-            groups[f.run.program].append(f)
+        """The plan in words: per program what is stored and what will train, and the time
+        expected."""
+        missing, groups = len(self.missing), collections.defaultdict(list)
+        for found in self.found:
+            groups[found.run.program].append(found)
         lines = [
             f"plan: {self.requested} runs requested, {len(self.found)} distinct, "
-            f"{len(self.found) - len(self.missing)} stored, {len(self.missing)} to train"
+            f"{len(self.found) - missing} stored, {missing} to train"
         ]
-        for program, members in groups.items():
-            model = program[0]
-            todo = [f for f in members if not f.layer]
-            layers = collections.Counter(f.layer for f in members if f.layer)
-            have = ", ".join(f"{n} in {layer}" for layer, n in layers.items())
-            need = (
-                f"{len(todo)} to train (1 program, {_duration(self.seconds[members[0].run.program])} a run)"
-                if todo
-                else ""
-            )
+        lines += [self._describe_program(members) for members in groups.values()]
+        if any(found.layer == Layer.COMMITTED_OTHER_CORPUS for found in self.found):
             lines.append(
-                f"  d {model.d_model}, {model.n_layers} layers, {_kind(program)}, N {model.n_params:,}: "
-                + "; ".join(part for part in (have, need) if part)
+                "  note: the committed table was trained on another corpus than this "
+                "interpreter's (or it is not prepared here); runs are matched by configuration. "
+                "train=True trains on yours."
             )
-        if any(f.layer == "table, other corpus" for f in self.found):
-            lines.append(
-                "  note: the committed table was trained on another corpus than this interpreter's (or it is not "
-                "prepared here); runs are matched by configuration. train=True trains on yours."
-            )
-        if self.missing:
-            total = sum(self.seconds[f.run.program] for f in self.missing)
-            programs = len({f.run.program for f in self.missing})
-            seconds = (total + COMPILE_SECONDS * programs) / max(workers, 1)
-            lines.append(
-                f"  about {_duration(seconds)} with {workers} worker(s), {programs} program(s) to compile; time a run as "
-                f"measured on stored runs of its program, else its FLOPs at {FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s a core"
-            )
+        if missing:
+            lines.append(self._describe_time(workers))
         return "\n".join(lines)
+
+    def _describe_program(self, members: list[tables.Found]) -> str:
+        """A line on the runs of one program."""
+        program = members[0].run.program
+        layers = collections.Counter(found.layer for found in members)
+        to_train = layers.pop(Layer.MISSING, 0)
+        parts = []
+        if layers:
+            parts.append(", ".join(f"{n} in {layer}" for layer, n in layers.items()))
+        if to_train:
+            seconds = _duration(self.seconds[program])
+            parts.append(f"{to_train} to train (1 program, {seconds} a run)")
+        model = program[0]
+        size = f"d {model.d_model}, {model.n_layers} layers"
+        return f"  {size}, {_kind(program)}, N {model.n_params:,}: {'; '.join(parts)}"
+
+    def _describe_time(self, workers: int) -> str:
+        """A line on how long the missing runs take."""
+        programs = {found.run.program for found in self.missing}
+        training = sum(self.seconds[found.run.program] for found in self.missing)
+        seconds = (training + COMPILE_SECONDS * len(programs)) / max(workers, 1)
+        return (
+            f"  about {_duration(seconds)} with {workers} worker(s), {len(programs)} program(s) "
+            "to compile; time a run as measured on stored runs of its program, else its FLOPs at "
+            f"{FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s a core"
+        )
 
 
 def _kind(program: tuple) -> str:
     """What tells programs of one size apart, in words."""
     model, train = program
-    odd = "" if model.attention == "softmax" else f", {model.attention} attention"
-    dtype = "" if model.compute_dtype == "float32" else f", {model.compute_dtype}"
-    return f"qk_norm {model.qk_norm}{odd}, batch {train.batch_size}, vocabulary {model.vocab_size}{dtype}"
+    parts = [f"qk_norm {model.qk_norm}"]
+    if model.attention != "softmax":
+        parts.append(f"{model.attention} attention")
+    parts.append(f"batch {train.batch_size}")
+    parts.append(f"vocabulary {model.vocab_size}")
+    if model.compute_dtype != "float32":
+        parts.append(model.compute_dtype)
+    return ", ".join(parts)
 
 
 def _duration(seconds: float) -> str:
@@ -97,54 +116,63 @@ def plan(
 ) -> Plan:
     """Locate `runs` (duplicates counted once), keeping part `shard` = (i, n) of them, i from 1.
 
-    A pure function of runs, store and shard: shards on several machines agree without talking.
+    They are looked for in the store `folder` (default: the usual one), then in the exported tables
+    of the folder `layer`, if any. `prepare` prepares the standard library's corpus where it is
+    missing. A pure function of runs, store and shard: shards on several machines agree without
+    talking.
     """
     folder = pathlib.Path(folder or paths.folder("store"))
     distinct = list(dict.fromkeys(runs))
-    corpora = {(r.data, r.model.vocab_size) for r in distinct}
     fingerprints = {}
-    for name, vocab_size in sorted(corpora):
+    for name, vocab_size in sorted({(run.data, run.model.vocab_size) for run in distinct}):
         dataset = datasets.open_dataset(name, vocab_size, prepare_missing=prepare, say=say)
         fingerprints[name, vocab_size] = dataset.fingerprint if dataset else None
     found = tables.locate(distinct, fingerprints, folder, layer, say)
-    i, n = shard
-    found = [f for j, f in enumerate(found) if j % n == i - 1]
-    return Plan(tuple(found), _estimates(found, folder), folder, len(runs))
+    part, parts = shard
+    found = found[part - 1 :: parts]
+    return Plan(tuple(found), estimates(found, folder), folder, len(runs))
 
 
-def _estimates(found: list[tables.Found], folder: pathlib.Path) -> dict:
-    """Seconds a run on one core, per program: measured on a stored run if there is one, else from its FLOPs."""
-    one = {
-        f.run.program: f for f in sorted(found, key=lambda f: f.layer == "store")
-    }  # a stored one, where there is one
-    records = {
-        program: store.read(folder, f.key, columns=())
-        for program, f in one.items()
-        if f.layer == "store"
-    }
-    measured = {
-        program: record[0]["result"]["train_seconds"]
-        for program, record in records.items()
-        if record
-    }
-    return {program: f.run.flops / FLOPS_PER_SECOND for program, f in one.items()} | measured
+def estimates(found: list[tables.Found], folder: pathlib.Path) -> dict:
+    """Seconds a run on one core, per program: measured on a stored run if there is one, else from
+    its FLOPs."""
+    example = {}  # a run of each program, a stored one where there is one
+    for f in sorted(found, key=lambda f: f.layer == Layer.STORED):
+        example[f.run.program] = f
+    seconds = {}
+    for program, f in example.items():
+        seconds[program] = f.run.flops / FLOPS_PER_SECOND
+        record = store.read(folder, f.key, columns=()) if f.layer == Layer.STORED else None
+        if record is not None:
+            meta, _ = record
+            seconds[program] = meta["result"]["train_seconds"]
+    return seconds
 
 
 def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False):
-    """Train what `plan` misses. `engine`: "processes" (one core a run), "lanes" (vmap in this process), "ray" (over a
-    cluster, see `cluster`), or "auto": the one that PROXIES_ENGINE names, else by this machine's device."""
+    """Train what `plan` misses.
+
+    `engine`: "processes" (one core a run), "lanes" (vmap in this process), "ray" (over a cluster),
+    or "auto": the one that PROXIES_ENGINE names, else by this machine's device. `workers`: how many
+    processes, or slots of the cluster; 0: PROXIES_WORKERS, else as many as there are.
+    """
     engine = chosen_engine(engine)
-    if not plan.missing and not _distributed():
+    # Of several processes each one must take part, whatever it has itself.
+    if not plan.missing and not is_distributed():
         return
     if engine == "auto":
         engine = "processes" if settings.platform_of_jax() == "cpu" else "lanes"
     if engine == "ray":
         from proxies_lib.runs import cluster
 
-        cluster.run(
-            plan, workers=workers or ("PROXIES_WORKERS" in os.environ and cores()), quiet=quiet
-        )
+        if not workers and "PROXIES_WORKERS" in os.environ:
+            workers = cores()
+        cluster.train(plan, workers, quiet)
     elif engine == "processes":
-        _run_processes(plan, min(workers or cores(), len(plan.missing)), quiet)
+        from proxies_lib.runs import processes
+
+        processes.train(plan, min(workers or cores(), len(plan.missing)), quiet)
     else:
-        _run_lanes(plan, quiet)
+        from proxies_lib.runs import lanes
+
+        lanes.train(plan, quiet)

@@ -1,4 +1,13 @@
-"""Entry of a worker process: `python -m proxies_lib.runs.worker STORE CORE` (see `sweep`)."""
+"""A worker process: `python -m proxies_lib.runs.worker STORE CORE`, started by `processes`.
+
+A line in is a run's configuration, as JSON. A line out is the reply when that run is stored, or is
+not to be:
+
+    {"refused": "", "failed": "", "notes": ["compilation cache: …"]}
+
+`refused` is the whole line to say to the user; `failed` is an error whose traceback is in the log,
+which is this process's stderr; `notes` are lines for the user.
+"""
 
 import json
 import os
@@ -15,30 +24,25 @@ from proxies_lib.runs.provenance import record
 
 
 def work(folder: str, core: int):
-    """The loop of a worker process. It ends when its parent does, even in the middle of a run.
-
-    A reply holds `notes`, lines for the user, and why there is no result, if so: `refused`, the
-    whole line to say, or `failed`, an error whose traceback is in the log.
-    """
+    """The loop of a worker process. It ends when its parent does, even in the middle of a run."""
     settings.use_one_thread()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not reach the protocol
-    if hasattr(os, "sched_setaffinity"):
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+    _stay_on(core)
     jobs: queue.Queue = queue.Queue()
 
     def listen():
         for line in sys.stdin:
             jobs.put(line)
-        os._exit(0)
+        os._exit(0)  # the end of the input is the end of the parent
 
     threading.Thread(target=listen, daemon=True).start()
     trainers, notes = {}, []
     while True:
         reply = {"refused": "", "failed": ""}
         try:
-            _train_alone(config.from_flat(json.loads(jobs.get())), folder, trainers, notes.append)
+            run = config.from_flat(json.loads(jobs.get()))
+            _train(run, folder, trainers, notes.append)
         except UserError as error:
             reply["refused"] = str(error)
         except OSError as error:
@@ -50,8 +54,16 @@ def work(folder: str, core: int):
         notes.clear()
 
 
-def _train_alone(run: Run, folder: str, trainers: dict, say):
-    """Train `run` on one core and store it. `trainers` holds what is compiled already."""
+def _stay_on(core: int):
+    """Keep this process on one of the cores that it may use, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+
+
+def _train(run: Run, folder: str, trainers: dict, say):
+    """Train `run` and store it. `trainers` holds what is compiled already."""
+    # JAX is imported only now, when the settings of threads are made.
     from proxies_lib.layout import layout_alone
     from proxies_lib.runs import executables
     from proxies_lib.train import Trainer
@@ -61,7 +73,8 @@ def _train_alone(run: Run, folder: str, trainers: dict, say):
     compiled = (*run.program, layout_alone(run))
     if compiled not in trainers:
         trainers[compiled] = Trainer(*compiled)
-    record(folder, run, dataset, trainers[compiled].train([run], dataset)[0])
+    (result,) = trainers[compiled].train([run], dataset)
+    record(folder, run, dataset, result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""The engine of CPUs: a worker process per core, each trains a run at a time on one thread.
+
+This is the side of the sweep; `worker` is the other one. A worker writes each finished run to the
+store itself, so a killed sweep loses only the runs in flight.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+from proxies_lib import config, paths, settings
+from proxies_lib.config import Run, UserError
+from proxies_lib.runs.engines import GO_ON, Job, Jobs, Progress
+
+
+def train(plan, workers: int, quiet: bool):
+    """Train what `plan` misses, `workers` runs at a time. Raises UserError where a worker fails."""
+    jobs = Jobs(plan, 1)
+    progress = Progress(plan.missing, plan.seconds, quiet)
+    lock, stop = threading.Lock(), threading.Event()  # the lock guards jobs and progress
+
+    def next_job(program) -> Job | None:
+        with lock:
+            return None if stop.is_set() or not jobs else jobs.take(program)
+
+    def serve(core: int):
+        """Start a worker and hand it one run after another; a thread for each worker."""
+        with WorkerProcess(core, plan.folder) as worker:
+            job = next_job(None)
+            while job:
+                run = job[0].run
+                worker.train(run)
+                with lock:
+                    progress.add(run, f"d {run.model.d_model} lr {run.hparams.lr:g}")
+                job = next_job(run.program)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(serve, core) for core in range(workers)]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        finally:
+            stop.set()  # the others end after the runs they are at
+            progress.close()
+
+
+class WorkerProcess:
+    """A single-threaded training process on one core: a JSON line per run in, one per reply out."""
+
+    def __init__(self, core: int, folder: pathlib.Path):
+        self.log = tempfile.TemporaryFile("w+", errors="replace")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "proxies_lib.runs.worker", str(folder), str(core)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | settings.ONE_THREAD_AT_START,
+            cwd=paths.root(),
+        )
+
+    def train(self, run: Run):
+        """Have `run` trained and stored. Raises UserError where that fails or the process dies."""
+        try:
+            self.process.stdin.write(json.dumps(config.flat(run)) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise UserError(f"worker: a training process {self._end()}; {GO_ON}")
+        reply = json.loads(line)
+        for note in reply["notes"]:
+            print(note, file=sys.stderr, flush=True)
+        if reply["refused"]:
+            raise UserError(reply["refused"])
+        if reply["failed"]:
+            raise UserError(f"worker: {reply['failed']}{self._keep_log()}; {GO_ON}")
+
+    def _end(self) -> str:
+        """How the process ended, in words."""
+        status = self.process.wait()
+        self.log.seek(0)
+        last_words = (self.log.read().strip().splitlines() or [""])[-1]
+        if -status == signal.SIGKILL:
+            return "was killed by SIGKILL, which the system does where memory runs out"
+        if status < 0:
+            name = signal.Signals(-status).name
+            return f"was killed by {name} ({last_words or 'it said nothing'})"
+        return f"stopped ({last_words or f'status {status}'})"
+
+    def _keep_log(self) -> str:
+        """Where the process's log, with the whole traceback, is kept; "" where it cannot be."""
+        self.log.seek(0)
+        try:
+            handle, kept = tempfile.mkstemp(prefix="proxies-worker-", suffix=".log")
+            with open(handle, "w") as file:
+                file.write(self.log.read())
+        except OSError:
+            return ""
+        return f" (the whole traceback: {kept})"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
