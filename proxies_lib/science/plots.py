@@ -247,7 +247,11 @@ def label_outer(axes: list[plt.Axes], xlabel: str, ylabel: str):
 
 
 def wrapped(label: str, width: int = 26) -> str:
-    return label if "\n" in label else textwrap.fill(label, width)
+    """A long axis label on lines of about the same length."""
+    if "\n" in label or len(label) <= width:
+        return label
+    lines = -(-len(label) // width)
+    return textwrap.fill(label, len(label) // lines + 4)
 
 
 def legend_above(fig, axes, title: str | None = None):
@@ -308,7 +312,7 @@ def reference_epsilon(ax, eps: float):
     ax.text(
         0.02,
         0.02,
-        f"↓ {name}, {np.log10(bottom / eps):.0f} decades lower",
+        f"↓ {name}, {float(f'{bottom / eps:.1g}'):g} × lower",
         transform=ax.transAxes,
         fontsize=NOTE,
         color=GRAY,
@@ -316,6 +320,7 @@ def reference_epsilon(ax, eps: float):
 
 
 def reference_init_loss(ax, curves: pd.DataFrame):
+    ax.margins(y=0.1)  # room for the name between line and title
     reference(ax, curves["init_loss"].mean(), "ℓ₀, loss at initialization", 0.02)
 
 
@@ -597,7 +602,7 @@ def figure9(probed: dict, predicted: dict, quantity: str = ATTENTION_LOGIT) -> p
                     mew=2 if failed and held_out else 1.2,
                 )
             ax.plot([], [], "o", color=colors[lr], label=f"LR {lr:g}")
-        reference(ax, 1e4, "10⁴", 0.02)
+        reference(ax, 1e4, "10⁴", 0.08)  # beside the points of the smallest size
         ax.set_yscale("log")
         # Fits may be evaluated on a fine grid of N: then the runs' sizes are the ticks.
         few = fits["n_params"].nunique() < 8
@@ -607,9 +612,7 @@ def figure9(probed: dict, predicted: dict, quantity: str = ATTENTION_LOGIT) -> p
     axes[0].plot([], [], "x", color="0.3", label="failed to train")
     axes[0].plot([], [], "o", color="0.3", mfc="none", label="held out")
     legend_above(fig, axes)
-    note(
-        fig, "A point per run; line: quadratic fit; band: its 95 % prediction interval of one run."
-    )
+    note(fig, "A point per run; line: quadratic fit; band: its 95 % prediction interval.")
     return fig
 
 
@@ -655,7 +658,6 @@ def figure_rms(
     fig = new_figure(6.2)
     *axes, corner = fig.subplots(2, 2, sharey=True).flatten()
     corner.set_axis_off()  # the legends' place
-    lines = {}
     for ax, (x, frame) in zip(axes, panels.items(), strict=True):
         by_size = frame["line_of"].iloc[0] == "n_params"
         colors = size_colors(frame["line"]) if by_size else lr_colors(frame["line"])
@@ -663,7 +665,7 @@ def figure_rms(
             name = f"N = {count(value)}" if by_size else f"LR {value:g}"
             rms = runs.groupby(x)[y].agg(["mean", "min", "max"])
             ax.fill_between(rms.index, rms["min"], rms["max"], color=colors[value], alpha=0.2, lw=0)
-            (lines[name],) = ax.plot(rms.index, rms["mean"], "-o", ms=4, color=colors[value])
+            ax.plot(rms.index, rms["mean"], "-o", ms=4, color=colors[value], label=name)
         ax.set_yscale("log")
         if x == "n_params":
             log_size_axis(ax, frame[x])
@@ -677,7 +679,9 @@ def figure_rms(
             reference_epsilon(ax, eps)
     for ax in axes[::2]:
         ax.set_ylabel(wrapped(label))
-    corner.legend(lines.values(), lines.keys(), loc="center", ncols=2)
+    by_lr, by_size, _ = axes  # the third has the lines of the first
+    corner.add_artist(corner.legend(*by_lr.get_legend_handles_labels(), loc="center left"))
+    corner.legend(*by_size.get_legend_handles_labels(), loc="center")
     note(fig, f"Mean of {seeds(next(iter(panels.values())))}; band: least to largest seed.")
     return fig
 
@@ -766,6 +770,7 @@ def figure_ratio(
         cbar_kws={"label": "smallest ρ that is rejected"},
     )
     right.set(xlabel="β2", ylabel="β1", title="the dip test finds two modes from here on")
+    right.tick_params(axis="y", rotation=0)
     right.invert_yaxis()
     legend_above(fig, [left])
     note(fig, "ρ: the share of the gradient's variance that all steps have in common.")
@@ -803,12 +808,10 @@ def figure_histograms(histograms: pd.DataFrame, titles: dict) -> plt.Figure:
     for ax, row in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(row.replace(", ", ",\n"))
     for ax in axes[-1]:
-        ax.set_xlabel("r or Δ" if any("Δ" in row for row in rows) else "r")
+        ax.set_xlabel("r or Δ" if len(rows) > 1 else RATIO_AXIS)
     legend_above(fig, axes.flat)
-    note(
-        fig,
-        f"Height: share of a bin, mean of {seeds(histograms)}; {RATIO_AXIS}, Δ: the update.",
-    )
+    letters = f"; {RATIO_AXIS}, Δ: the update." if len(rows) > 1 else "."
+    note(fig, f"Height: share of a bin, mean of {seeds(histograms)}{letters}")
     return fig
 
 
@@ -831,9 +834,9 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
             ax.plot(mean, y, "|", ms=14, mew=2, color=color)
         first = values.loc[values["method"] == methods[0], name].mean()
         ax.axvline(first, color=GRAY, ls=":", lw=1)
-        ax.set(xlabel=label, xscale=scale, yticks=range(len(methods)))
+        ax.set(xlabel=wrapped(label), xscale=scale, yticks=range(len(methods)))
         if scale == "linear":
-            ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+            ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes[0].set_yticklabels(map(shown, methods))
     axes[0].invert_yaxis()
     note(
