@@ -254,18 +254,21 @@ def wrapped(label: str, width: int = 26) -> str:
     return textwrap.fill(label, len(label) // lines + 4)
 
 
-def legend_above(fig, axes, title: str | None = None):
-    """One legend for all `axes` above them, in as many columns as fit; no name stands twice."""
-    entries = {}
+def legend_above(fig, axes, first=()):
+    """One legend for all `axes` above them, in as many columns as fit; no name stands twice.
+
+    Names are in order of appearance, those of `first` before others.
+    """
+    entries = dict.fromkeys(first)
     for ax in axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
+            if entries.get(name) is None:
+                entries[name] = handle
     inches = 0.5 + 0.075 * max(map(len, entries))  # of an entry: its line and its longest name
     columns = min(len(entries), max(1, int(WIDTH / inches)))
     fig.legend(
         entries.values(),
         entries.keys(),
-        title=title,
         loc="outside upper center",
         ncols=columns,
         columnspacing=1.4,
@@ -320,7 +323,7 @@ def reference_epsilon(ax, eps: float):
 
 
 def reference_init_loss(ax, curves: pd.DataFrame):
-    ax.margins(y=0.1)  # room for the name between line and title
+    ax.margins(y=0.12)  # room for the name between line and title
     reference(ax, curves["init_loss"].mean(), "ℓ₀, loss at initialization", 0.02)
 
 
@@ -403,7 +406,8 @@ def title_of_sensitivity(window: str, curves: pd.DataFrame) -> str:
     trained = curves["lr"].unique()
     missing = [lr for lr in protocol.PAPER_WINDOW if not np.isclose(lr, trained).any()]
     if window.startswith("the paper's") and missing:
-        title += f"\n(without {', '.join(f'{lr:g}' for lr in missing)}: not trained here)"
+        those = f"{missing[0]:g}" if len(missing) == 1 else f"{len(missing)} more"
+        title += f"\n(without {those}: not trained here)"
     return title
 
 
@@ -470,7 +474,8 @@ def figure_sweep(
         loss_against_lr(ax, curves[curves["method"] == method], sizes=curves["n_params"])
         ax.set_title(shown(method))
     label_outer(above, LR_AXIS, LOSS_AXIS)
-    legend_above(parts[0], above)
+    sizes = sorted(curves["n_params"].unique())
+    legend_above(parts[0], above, [f"N = {count(n)}" for n in sizes])
     note_on_curves(parts[0], curves)
 
     if sensitivities:
