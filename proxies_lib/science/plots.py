@@ -323,8 +323,8 @@ def reference_epsilon(ax, eps: float):
 
 
 def reference_init_loss(ax, curves: pd.DataFrame):
-    ax.margins(y=0.12)  # room for the name between line and title
     reference(ax, curves["init_loss"].mean(), "ℓ₀, loss at initialization", 0.02)
+    ax.margins(y=0.12)  # room for the name between line and title
 
 
 def log_lr_axis(ax):
