@@ -3,9 +3,11 @@
 import importlib.metadata
 import io
 import json
+import os
 import pathlib
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from proxies_lib import config, paths
@@ -77,38 +79,61 @@ def summary(table: pd.DataFrame, study: Study):
 def save(
     fig: plt.Figure, name: str, frames: dict[str, pd.DataFrame], runs: pd.DataFrame, study: Study
 ):
-    """Write <name>.{png,svg,csv} to the figures of the study's label; while only reading, write nothing.
+    """Write <name>.{png,csv} to the figures of the study's label; while only reading, nothing.
 
-    The csv holds exactly the plotted numbers, a `panel` column first; png and svg carry scale, overrides, corpus,
-    devices, versions and commits of the runs, and the commit of the drawing.
+    The csv holds exactly the plotted numbers, a `panel` column first; the png carries scale,
+    overrides, corpus, devices, versions and commits of the runs, and the commit of the drawing.
+    Where pixels and numbers are those of the files that are there, both are left alone: a new
+    commit alone is no new picture. With PROXIES_SVG set, an svg is written beside them.
     """
     if not study.publish:
         return
     target = outputs.target("figures", study.label)
-    seen = {k: sorted(map(str, runs[k].unique())) for k in PROVENANCE}
+    about = _about(runs, study)
+    png, csv = _drawn(fig, "png", about), _csv(frames)
+    if not _same_figure(target / name, png, csv):
+        paths.write_atomically(target / f"{name}.png", png)
+        paths.write_atomically(target / f"{name}.csv", csv)
+    if os.environ.get("PROXIES_SVG"):
+        paths.write_atomically(target / f"{name}.svg", _drawn(fig, "svg", about | {"Date": None}))
+
+
+def _about(runs: pd.DataFrame, study: Study) -> dict[str, str]:
+    """The metadata of a picture: where its runs come from, as JSON."""
     about = {
         "scale": study.scale,
         "overrides": dict(study.overrides),
         "runs": len(runs),
-        **seen,
+        **{column: sorted(map(str, runs[column].unique())) for column in PROVENANCE},
         "drawn_at_commit": provenance.commit(),
         "matplotlib": importlib.metadata.version("matplotlib"),
     }
-    text = json.dumps(about, sort_keys=True)
-    for kind, metadata in (
-        ("png", {"Description": text}),
-        ("svg", {"Description": text, "Date": None}),
-    ):
-        picture = io.BytesIO()
-        fig.savefig(picture, format=kind, metadata=metadata)
-        paths.write_atomically(target / f"{name}.{kind}", picture.getvalue())
-    numbers = pd.concat(
-        [frame.assign(panel=panel) for panel, frame in frames.items()], ignore_index=True
-    )
-    numbers = numbers[["panel", *(c for c in numbers.columns if c != "panel")]]
-    paths.write_atomically(
-        target / f"{name}.csv", numbers.to_csv(index=False, float_format="%.7g").encode()
-    )
+    return {"Description": json.dumps(about, sort_keys=True)}
+
+
+def _drawn(fig: plt.Figure, kind: str, metadata: dict) -> bytes:
+    picture = io.BytesIO()
+    fig.savefig(picture, format=kind, metadata=metadata)
+    return picture.getvalue()
+
+
+def _csv(frames: dict[str, pd.DataFrame]) -> bytes:
+    """All frames of a figure in one table, the name of each as `panel`."""
+    labeled = [frame.assign(panel=panel) for panel, frame in frames.items()]
+    numbers = pd.concat(labeled, ignore_index=True)
+    columns = ["panel", *(column for column in numbers.columns if column != "panel")]
+    return numbers[columns].to_csv(index=False, float_format="%.7g").encode()
+
+
+def _same_figure(stem: pathlib.Path, png: bytes, csv: bytes) -> bool:
+    """Whether <stem>.png has the pixels of `png` and <stem>.csv is `csv`; metadata may differ."""
+    try:
+        if stem.with_name(f"{stem.name}.csv").read_bytes() != csv:
+            return False
+        there = plt.imread(stem.with_name(f"{stem.name}.png"), format="png")
+    except (OSError, SyntaxError, ValueError):  # missing, or damaged
+        return False
+    return np.array_equal(there, plt.imread(io.BytesIO(png), format="png"))
 
 
 CURVE = ["method", "n_params"]  # what has one curve of loss against LR in a figure
