@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from proxies_lib import cli, paths
-from proxies_lib.science import claims
+from proxies_lib import cli, config, pages, paths
+from proxies_lib.config import UserError
+from proxies_lib.science import claims, report
 
 BAD = {
     "run 01 --scale smoke --set lr=abc": "lr='abc': must be of type float",
@@ -45,7 +46,7 @@ BAD = {
     "figures 01 --scale smoke --shard 1/2": "unrecognized arguments: --shard 1/2",
     "claims --scale ../smoke": "label='../smoke': must be 1 to 100",
     "table --scale ../smoke": "label='../smoke': must be 1 to 100",
-    "claims --readme --against laptop": "not allowed with argument --readme",
+    "claims --pages --against laptop": "not allowed with argument --pages",
     "run 01 --scale smoke --workers 0": "workers=0: must be 1 or more",
     "run 01 --scale smoke --workers two": "invalid int value",
     "data prepare text --path nowhere.txt": "path='nowhere.txt': no such file",
@@ -146,11 +147,11 @@ def test_a_readme_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
     readme.write_text("before\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n" + "after\n" * 5000)
     before = readme.read_bytes()
     script = (
-        "import pathlib, resource, signal\n"
-        "from proxies_lib import cli\n"
+        "import resource, signal\n"
+        "from proxies_lib import pages\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, 20 * 1024))\n"
-        f"cli._write_between_markers(pathlib.Path({str(readme)!r}), '| new |')\n"
+        f"pages.write_between_markers({str(readme)!r}, '| new |', 'scoreboard')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=paths.root())
     assert b"File too large" in done.stderr
@@ -169,8 +170,23 @@ def test_a_full_disk_is_one_clear_line(monkeypatch, capsys):
 def test_the_scoreboard_is_written_between_the_markers_only(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\nafter\n")
-    cli._write_between_markers(readme, "| new |")
-    assert (
-        readme.read_text()
-        == "before\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\nafter\n"
-    )
+    pages.write_between_markers(str(readme), "| new |", "scoreboard")
+    new = "before\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\nafter\n"
+    assert readme.read_text() == new
+    with pytest.raises(UserError, match="README.md: has no <!-- digest -->"):
+        pages.write_between_markers(str(readme), "| new |", "digest")
+    assert readme.read_text() == new
+
+
+def test_the_reference_is_what_docstrings_and_fields_say():
+    page = (paths.root() / pages.REFERENCE).read_text("utf-8")
+    assert page == cli.reference(), "write it again: proxies reference --write"
+    for name in config.FIELDS:
+        assert name == "data" or f"| `{name}` |" in page
+
+
+def test_a_digest_keeps_the_words_that_a_person_wrote():
+    rows = report.scoreboard("laptop", published=True)
+    words = {section: f"what {section} found" for section in rows["section"].unique()}
+    page = f"<!-- digest -->\n{pages.digest(rows, 'laptop', words)}\n<!-- /digest -->"
+    assert pages.sentences(page) == words
