@@ -185,7 +185,8 @@ def test_the_reference_is_what_docstrings_and_fields_say():
         assert name == "data" or f"| `{name}` |" in page
 
 
-def test_a_digest_keeps_the_words_that_a_person_wrote():
+def test_a_digest_keeps_the_words_that_a_person_wrote(monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(paths.root() / "papermill_runs"))
     rows = report.scoreboard("laptop", published=True)
     words = {section: f"what {section} found" for section in rows["section"].unique()}
     page = f"<!-- digest -->\n{pages.digest(rows, 'laptop', words)}\n<!-- /digest -->"
