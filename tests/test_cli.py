@@ -12,6 +12,8 @@ from proxies_lib import cli, config, pages, paths
 from proxies_lib.config import UserError
 from proxies_lib.science import claims, report
 
+HUGE = "f" * 5000
+
 BAD = {
     "run 01 --scale smoke --set lr=abc": "lr='abc': must be of type float",
     "run 01 --scale smoke --set lr=0.1": "lr=0.1: is swept by the notebooks; set lrs instead",
@@ -32,12 +34,12 @@ BAD = {
     "run 01 --scale smoke --seeds=": "seeds='': must be like",
     "run 01 --scale smoke --seeds 2147483648": "seeds=2147483648: must be at most 2147483647",
     f"run 01 --scale smoke --set steps={'9' * 5000}": "steps='99",
-    f"run 01 --scale smoke --set steps=0x{'f' * 5000}": "steps=a int too large to print: must be at most",
-    f"run 01 --scale smoke --set eps=0x{'f' * 5000}": "eps=a int too large to print: must be a finite number",
+    f"run 01 --scale smoke --set steps=0x{HUGE}": "steps=a int too large to print: must be at most",
+    f"run 01 --scale smoke --set eps=0x{HUGE}": "eps=a int too large to print: must be a finite",
     f"run 01 --scale smoke --set steps={'[' * 5000}": "steps='[[",
     "run 01 --scale smoke --store=": "store='': must be the name of a folder",
     "plan 01 --scale smoke --store /dev/null/store": "cannot be a folder",
-    "run 01 --scale smoke --store /dev/null/store": "store='/dev/null/store': cannot be a folder: /dev/null is a file",
+    "run 01 --scale smoke --store /dev/null/store": "cannot be a folder: /dev/null is a file",
     "plan 01 --scale smoke --set data=nowhere": "data='nowhere': is not prepared here",
     "plan 01 --scale gpu": "data='c4': is not prepared here",
     "run 01 --scale smoke --label ../x": "label='../x': must be 1 to 100 letters",
@@ -97,7 +99,7 @@ def test_plan_trains_and_writes_nothing(capsys):
 
 
 def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scales_own(tmp_path):
-    """Two shards, then the whole: trained once, figures, table and claims under a label of their own."""
+    """Two shards, then the whole: trained once, with outputs under a label of their own."""
     figures, runs = paths.folder("figures"), paths.folder("papermill_runs")
     before = [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)]
     common = (
@@ -130,7 +132,8 @@ def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scal
     assert protocol["overrides"] == {"seeds": [5, 6], "steps": 20} and protocol["commit"]
     other = call(f"run 01 --scale smoke --set z_loss=0 --label short --store {tmp_path}/store")
     assert other.returncode == 2 and other.stderr == (
-        "proxies: label='smoke-short': holds another protocol (seeds=[5, 6], steps=20); choose another --label\n"
+        "proxies: label='smoke-short': holds another protocol (seeds=[5, 6], steps=20); "
+        "choose another --label\n"
     )
 
 
