@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
-from proxies_lib import cli, paths
-from proxies_lib.science import claims
+from proxies_lib import cli, config, pages, paths
+from proxies_lib.config import UserError
+from proxies_lib.science import claims, report
+
+HUGE = "f" * 5000
 
 BAD = {
     "run 01 --scale smoke --set lr=abc": "lr='abc': must be of type float",
@@ -31,12 +34,12 @@ BAD = {
     "run 01 --scale smoke --seeds=": "seeds='': must be like",
     "run 01 --scale smoke --seeds 2147483648": "seeds=2147483648: must be at most 2147483647",
     f"run 01 --scale smoke --set steps={'9' * 5000}": "steps='99",
-    f"run 01 --scale smoke --set steps=0x{'f' * 5000}": "steps=a int too large to print: must be at most",
-    f"run 01 --scale smoke --set eps=0x{'f' * 5000}": "eps=a int too large to print: must be a finite number",
+    f"run 01 --scale smoke --set steps=0x{HUGE}": "steps=a int too large to print: must be at most",
+    f"run 01 --scale smoke --set eps=0x{HUGE}": "eps=a int too large to print: must be a finite",
     f"run 01 --scale smoke --set steps={'[' * 5000}": "steps='[[",
     "run 01 --scale smoke --store=": "store='': must be the name of a folder",
     "plan 01 --scale smoke --store /dev/null/store": "cannot be a folder",
-    "run 01 --scale smoke --store /dev/null/store": "store='/dev/null/store': cannot be a folder: /dev/null is a file",
+    "run 01 --scale smoke --store /dev/null/store": "cannot be a folder: /dev/null is a file",
     "plan 01 --scale smoke --set data=nowhere": "data='nowhere': is not prepared here",
     "plan 01 --scale gpu": "data='c4': is not prepared here",
     "run 01 --scale smoke --label ../x": "label='../x': must be 1 to 100 letters",
@@ -45,7 +48,7 @@ BAD = {
     "figures 01 --scale smoke --shard 1/2": "unrecognized arguments: --shard 1/2",
     "claims --scale ../smoke": "label='../smoke': must be 1 to 100",
     "table --scale ../smoke": "label='../smoke': must be 1 to 100",
-    "claims --readme --against laptop": "not allowed with argument --readme",
+    "claims --pages --against laptop": "not allowed with argument --pages",
     "run 01 --scale smoke --workers 0": "workers=0: must be 1 or more",
     "run 01 --scale smoke --workers two": "invalid int value",
     "data prepare text --path nowhere.txt": "path='nowhere.txt': no such file",
@@ -96,7 +99,7 @@ def test_plan_trains_and_writes_nothing(capsys):
 
 
 def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scales_own(tmp_path):
-    """Two shards, then the whole: trained once, figures, table and claims under a label of their own."""
+    """Two shards, then the whole: trained once, with outputs under a label of their own."""
     figures, runs = paths.folder("figures"), paths.folder("papermill_runs")
     before = [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)]
     common = (
@@ -129,7 +132,8 @@ def test_a_custom_protocol_runs_from_shards_to_figures_without_touching_the_scal
     assert protocol["overrides"] == {"seeds": [5, 6], "steps": 20} and protocol["commit"]
     other = call(f"run 01 --scale smoke --set z_loss=0 --label short --store {tmp_path}/store")
     assert other.returncode == 2 and other.stderr == (
-        "proxies: label='smoke-short': holds another protocol (seeds=[5, 6], steps=20); choose another --label\n"
+        "proxies: label='smoke-short': holds another protocol (seeds=[5, 6], steps=20); "
+        "choose another --label\n"
     )
 
 
@@ -146,11 +150,11 @@ def test_a_readme_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
     readme.write_text("before\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n" + "after\n" * 5000)
     before = readme.read_bytes()
     script = (
-        "import pathlib, resource, signal\n"
-        "from proxies_lib import cli\n"
+        "import resource, signal\n"
+        "from proxies_lib import pages\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, 20 * 1024))\n"
-        f"cli._write_between_markers(pathlib.Path({str(readme)!r}), '| new |')\n"
+        f"pages.write_between_markers({str(readme)!r}, '| new |', 'scoreboard')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=paths.root())
     assert b"File too large" in done.stderr
@@ -169,8 +173,24 @@ def test_a_full_disk_is_one_clear_line(monkeypatch, capsys):
 def test_the_scoreboard_is_written_between_the_markers_only(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\nafter\n")
-    cli._write_between_markers(readme, "| new |")
-    assert (
-        readme.read_text()
-        == "before\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\nafter\n"
-    )
+    pages.write_between_markers(str(readme), "| new |", "scoreboard")
+    new = "before\n<!-- scoreboard -->\n\n| new |\n\n<!-- /scoreboard -->\nafter\n"
+    assert readme.read_text() == new
+    with pytest.raises(UserError, match="README.md: has no <!-- digest -->"):
+        pages.write_between_markers(str(readme), "| new |", "digest")
+    assert readme.read_text() == new
+
+
+def test_the_reference_is_what_docstrings_and_fields_say():
+    page = (paths.root() / pages.REFERENCE).read_text("utf-8")
+    assert page == cli.reference(), "write it again: proxies reference --write"
+    for name in config.FIELDS:
+        assert name == "data" or f"| `{name}` |" in page
+
+
+def test_a_digest_keeps_the_words_that_a_person_wrote(monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(paths.root() / "papermill_runs"))
+    rows = report.scoreboard("laptop", published=True)
+    words = {section: f"what {section} found" for section in rows["section"].unique()}
+    page = f"<!-- digest -->\n{pages.digest(rows, 'laptop', words)}\n<!-- /digest -->"
+    assert pages.sentences(page) == words

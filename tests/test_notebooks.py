@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 import pytest
 
-from proxies_lib import config
+from proxies_lib import config, pages
 from proxies_lib.config import UserError
 from proxies_lib.science import analysis, notebooks, plots, protocol, report
 from proxies_lib.science.figures import FIGURES, of_section
@@ -198,16 +198,19 @@ def test_a_figure_of_curves_is_saved_with_its_numbers(monkeypatch):
     assert saved["by size"]["loss"].equals(saved["with S"]["loss"])
 
 
-def test_readme_shows_the_laptop_scoreboard(monkeypatch):
+def test_readme_shows_the_laptop_digest_and_a_page_the_scoreboard(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     monkeypatch.setenv("PROXIES_FIGURES", str(ROOT / "figures"))
-    text, board = (ROOT / "README.md").read_text("utf-8"), report.scoreboard("laptop")
-    assert report.verdict_table(board, "laptop") in text and report.tally(board) in text
-    links = re.findall(r"\]\(((?:figures|papermill_runs)/[^)]+)\)", text)
-    assert (
-        len(links) >= 3 * len(board)
-        and [link for link in links if not (ROOT / link).exists()] == []
-    )
+    board = report.scoreboard("laptop")
+    readme = (ROOT / pages.README).read_text("utf-8")
+    page = (ROOT / pages.SCOREBOARD).read_text("utf-8")
+    words = pages.sentences(readme)
+    assert pages.scoreboard(board, "laptop") in page
+    assert pages.digest(board, "laptop", words) in readme
+    assert set(words) == set(board["section"]) and all(words.values())
+    assert len(readme.splitlines()) <= 120
+    links = re.findall(r"\]\(\.\./((?:figures|papermill_runs)/[^)]+)\)", page)
+    assert len(links) >= 3 * len(board)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])

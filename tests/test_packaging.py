@@ -1,11 +1,19 @@
+import ast
+import importlib.util
 import pathlib
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 
+import pytest
 import yaml
 
+from proxies_lib import pages
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 
 
 def name_of(requirement: str) -> str:
@@ -58,3 +66,97 @@ def test_no_file_names_a_registry_or_a_machine():
     pictures = re.compile(r'"image/png": "[^"]*"')  # base64 spells anything sooner or later
     texts = {f.name: pictures.sub("", f.read_text("utf-8", "ignore")) for f in files if f.is_file()}
     assert texts and [name for name, text in texts.items() if bad.search(text)] == []
+
+
+# ------------------------------------------------------------------ the house
+
+RANK = {"core": 0, "runs": 1, "science": 2, "budget": 3, "top": 4}
+
+
+def layer_of(module: str) -> str:
+    """The layer of a module or of a package, by its dotted name."""
+    words = module.split(".")
+    if len(words) == 1:
+        return "core"
+    if words[1] in RANK:
+        return words[1]
+    return "top" if words[1] in pages.ABOVE_ALL else "core"
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """The modules of this library that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # `from proxies_lib import train` names a module, `… import UserError` none.
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return {name for name in found if name.split(".")[0] == "proxies_lib"}
+
+
+def test_layers_hold():
+    """core ← runs ← science ← budget ← cli: no module imports from a higher layer."""
+    files = sorted((ROOT / "proxies_lib").rglob("*.py"))
+    assert {path.parent.name for path in files} >= {"runs", "science", "budget"}
+    for path in files:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        higher = [m for m in imported(path) if RANK[layer_of(m)] > RANK[layer_of(name)]]
+        assert not higher, f"{name} imports {higher}"
+
+
+def test_notebooks_stand_on_core_and_science():
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        layers = {layer_of(module) for module in imported(path)}
+        assert layers <= {"core", "science"}, path.name
+
+
+def ruff() -> list[str]:
+    if importlib.util.find_spec("ruff"):
+        return [sys.executable, "-m", "ruff"]
+    if shutil.which("ruff"):
+        return ["ruff"]
+    pytest.skip("ruff is not installed (the extra test)")
+
+
+@pytest.mark.parametrize("command", ["check", "format --check"])
+def test_ruff_is_content(command):
+    done = subprocess.run(
+        [*ruff(), *command.split(), "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_the_hooks_are_local_and_run_ruff():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"]
+    assert [hook["entry"] for hook in hooks[0]["hooks"]] == ["ruff check", "ruff format"]
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    words = (re.sub(r"[^\w\- ]", "", head.lower()) for head in heads)
+    return {f"#{text.replace(' ', '-')}" for text in words}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS])
+def test_links_lead_somewhere(page):
+    for target, anchor in LINK.findall((ROOT / page).read_text("utf-8")):
+        place = (ROOT / page).parent / target if target else ROOT / page
+        assert place.exists(), f"{page} links to {target}"
+        if anchor and place.suffix == ".md":
+            assert anchor in anchors(place), f"{page} links to {target}{anchor}"
+
+
+def test_the_page_of_machines_lists_every_variable():
+    code = [*(ROOT / "proxies_lib").rglob("*.py"), *(ROOT / "deploy").iterdir()]
+    named = {
+        v for path in code for v in re.findall(r"\bPROXIES_[A-Z_]+\b", path.read_text("utf-8"))
+    }
+    table = (ROOT / "docs/machines.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `(PROXIES_[A-Z_]+)`", table, re.MULTILINE))
+    assert named <= listed

@@ -161,7 +161,7 @@ def test_costs_add_up(scale):
 
 
 def test_the_page_shows_what_the_code_says():
-    page = (pathlib.Path(tpu.__file__).parents[1] / tpu.PAGE).read_text("utf-8")
+    page = (pathlib.Path(tpu.__file__).parents[2] / tpu.PAGE).read_text("utf-8")
     assert (
         all(costs.costs_table(scale) in page for scale in protocol.scales())
         and costs.sizes_table("paper") in page

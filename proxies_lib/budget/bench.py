@@ -1,11 +1,13 @@
 """Speed, honestly: what a train step, a sweep and a store cost on this machine.
 
-Shapes (d, L) = (32, 2), (64, 3), (128, 4), heads of 16, V 1024, 16 × 64 tokens, float32, qk-layernorm, z-loss and all
-taps on. What is compared alternates in rounds, so a drift of the machine hits both; medians are printed.
+Shapes (d, L) = (32, 2), (64, 3), (128, 4), heads of 16, V 1024, 16 × 64 tokens, float32,
+qk-layernorm, z-loss and all taps on. What is compared alternates in rounds, so a drift of the
+machine hits both; medians are printed.
 """
 
 import collections
 import concurrent.futures
+import itertools
 import json
 import multiprocessing
 import os
@@ -28,24 +30,20 @@ from proxies_lib.science import protocol
 SHAPES = ((32, 2), (64, 3), (128, 4))
 
 PROFILED_CALLS = 5
+FEWEST_ROUNDS = 5
 
 SWEEP_LRS, SWEEP_STEPS = protocol.PAPER_WINDOW, 400
 
 
 def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
-    """Measure `part` ("step", "profile", "lanes", "checkpoint", "sweep", "store"; None: lanes on an accelerator, else a
-    step) and print a table, or JSON lines with the machine's description."""
+    """Measure `part` and print a table, or JSON lines with the machine's description.
+
+    Parts are "step", "profile", "lanes", "checkpoint", "sweep" and "store"; None is "lanes" on an
+    accelerator, else "step".
+    """
     part = part or ("step" if settings.platform_of_jax() == "cpu" else "lanes")
-    if part in ON_ONE_CORE:  # a fresh process: threads are set before JAX starts
-        command = [
-            sys.executable,
-            "-m",
-            "proxies_lib.budget.bench",
-            part,
-            str(seconds),
-            "json" if as_json else "table",
-        ]
-        subprocess.run(command, env=os.environ | settings.ONE_THREAD_AT_START, check=True)
+    if part in ON_ONE_CORE:
+        _measure_in_a_process(part, seconds, as_json)
         return
     measure = {
         "lanes": lambda: measure_lanes(seconds),
@@ -56,52 +54,82 @@ def main(part: str | None, seconds: float, counts: list[int], as_json: bool):
     show(part, measure[part](), as_json)
 
 
+def _measure_in_a_process(part: str, seconds: float, as_json: bool):
+    """In a fresh process: the number of threads is set before JAX starts."""
+    form = "json" if as_json else "table"
+    command = [sys.executable, "-m", "proxies_lib.budget.bench", part, str(seconds), form]
+    subprocess.run(command, env=os.environ | settings.ONE_THREAD_AT_START, check=True)
+
+
 def show(title: str, rows, as_json: bool):
     """Print rows as they come: JSON lines, or a table headed by the machine's description."""
     for i, row in enumerate(rows):
         if as_json:
             print(json.dumps({"bench": title} | row | provenance.provenance()), flush=True)
             continue
-        if not i:
-            at = provenance.provenance()
+        widths = [max(len(name), 9) for name in row]
+        if i == 0:
+            here = provenance.provenance()
             print(
-                f"{title}: {at['device']}, {os.cpu_count()} cores, jax {at['jax']}, commit {at['commit']}"
+                f"{title}: {here['device']}, {os.cpu_count()} cores, "
+                f"jax {here['jax']}, commit {here['commit']}"
             )
-            print("  ".join(f"{name:>{max(len(name), 9)}}" for name in row))
-        print(
-            "  ".join(f"{_short(value):>{max(len(name), 9)}}" for name, value in row.items()),
-            flush=True,
-        )
+            print("  ".join(f"{name:>{width}}" for name, width in zip(row, widths)))
+        values = [_short(value) for value in row.values()]
+        print("  ".join(f"{value:>{width}}" for value, width in zip(values, widths)), flush=True)
 
 
 def _short(value) -> str:
-    return (
-        f"{value:,.0f}"
-        if isinstance(value, float) and abs(value) >= 1000
-        else f"{value:.3g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+# ------------------------------------------------------------------ what is measured
 
 
 def bench_run(shape: tuple[int, int], **changes) -> config.Run:
     """The run that is measured at (d, L), in the sizes in which the peers were measured."""
-    base = config.replace(
-        protocol.scales()["laptop"].base, data="synthetic", d_model=shape[0], n_layers=shape[1]
-    )
     sizes = {
+        "data": "synthetic",
+        "d_model": shape[0],
+        "n_layers": shape[1],
         "d_head": 16,
         "vocab_size": 1024,
         "seq_len": 64,
         "batch_size": 16,
         "log_every": 10,
         "steps": 320,
+        "warmup_steps": 16,
     }
-    return config.replace(base, **(sizes | {"warmup_steps": 16} | changes))
+    return config.replace(protocol.scales()["laptop"].base, **(sizes | changes))
+
+
+def _models() -> list[config.Run]:
+    """The models of the gpu scale, each with its batch; on a CPU those of `SHAPES`."""
+    if settings.platform_of_jax() == "cpu":
+        return [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]
+    study = protocol.scales()["gpu"]
+    # Speed does not depend on the text.
+    base = config.replace(study.base, data="synthetic", log_every=10)
+    return [config.replace(base, d_model=d, n_layers=n) for d, n in study.sizes]
+
+
+def _rounds(seconds: float):
+    """Numbers of rounds, for so many seconds, `FEWEST_ROUNDS` at least."""
+    deadline = time.monotonic() + seconds
+    for done in itertools.count():
+        if time.monotonic() >= deadline and done >= FEWEST_ROUNDS:
+            return
+        yield done
 
 
 class _Training:
-    """A compiled program and its state, advanced call by call; as a worker trains it, unless there is a layout."""
+    """A compiled program and its state, advanced call by call.
+
+    As a worker trains it, unless there is a layout. `times` has the seconds per step of each call,
+    the first one a warm-up.
+    """
 
     def __init__(self, run: config.Run, layout=None, devices=None):
         from proxies_lib.layout import layout_alone
@@ -112,16 +140,13 @@ class _Training:
         self.steps = layout.points * run.train.log_every
         lead = (layout.lanes,) if layout.lanes else ()
         everywhere = self.trainer.shardings()
-        numbers = {
-            name: np.full(lead, value, np.float32)
-            for name, value in optim.inputs(run.hparams).items()
-        }
-        self.h = {name: self.trainer.put(value, everywhere) for name, value in numbers.items()}
+        self.h = {}
+        for name, value in optim.inputs(run.hparams).items():
+            self.h[name] = self.trainer.put(np.full(lead, value, np.float32), everywhere)
         dataset = datasets.open_dataset(run.data, run.model.vocab_size)
         self.tokens = self.trainer.tokens(dataset, [run.order] * max(layout.lanes, 1), 0)
-        self.state = self.trainer.init(
-            self.h, self.trainer.put(np.zeros(lead, np.int32), everywhere)
-        )
+        seeds = self.trainer.put(np.zeros(lead, np.int32), everywhere)
+        self.state = self.trainer.init(self.h, seeds)
         self.advance()
 
     def advance(self):
@@ -133,9 +158,20 @@ class _Training:
         self.times.append((time.perf_counter() - started) / self.steps)
         return metrics
 
+    @property
+    def seconds_per_step(self) -> float:
+        return statistics.median(self.times[1:])
+
+    @property
+    def memory_mib(self) -> float:
+        """What the program of training takes on a device, state and tokens included."""
+        memory = self.trainer.chunk.memory_analysis()
+        return (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
+
 
 def _matmul_peak(size: int = 1024, dtype: str = "float32"):
-    """A function that measures FLOP/s of products of `size` × `size` matrices, after it has compiled them."""
+    """A function that measures FLOP/s of products of `size` × `size` matrices, after it has
+    compiled them."""
     import jax
     import jax.numpy as jnp
 
@@ -151,10 +187,17 @@ def _matmul_peak(size: int = 1024, dtype: str = "float32"):
     return peak
 
 
+# ------------------------------------------------------------------ a step on one core
+
+
 def measure_step(seconds: float):
-    """A row per shape: tokens/s, steps/s, model GFLOP/s and its share of the matmul peak measured beside it; the shares
-    of a step's time that taps (with tensor RMS, once per `log_every`; against a program without them) and calls (boundaries,
-    once per `points`) take; compile seconds, memory of the step (MiB); all medians of rounds."""
+    """A row per shape: speed of a train step beside the matmul peak; all medians of rounds.
+
+    tokens/s, steps/s, model GFLOP/s and its share of the peak measured beside it; `taps_share` and
+    `calls_share`, the shares of a step's time that taps (with tensor RMS, once per `log_every`;
+    against a program without them) and calls (boundaries, once per `points`) take; compile seconds;
+    memory of the step (MiB).
+    """
     from proxies_lib.layout import Layout
 
     peak = _matmul_peak()
@@ -165,102 +208,97 @@ def measure_step(seconds: float):
         short = _Training(run, Layout())
         with _without_taps():
             bare = _Training(run)
-        peaks, deadline = [], time.monotonic() + seconds
-        while time.monotonic() < deadline or len(peaks) < 5:
+        peaks = []
+        for _ in _rounds(seconds):
             peaks.append(peak())
             normal.advance()
             bare.advance()
-            for _ in range(points):
+            for _ in range(points):  # as many steps as `normal` in its one call
                 short.advance()
-        per_round = np.reshape(short.times[1:], (-1, points)).mean(1)
-        steps, flops = 1 / statistics.median(normal.times[1:]), run.flops / run.hparams.steps
-        memory = normal.trainer.chunk.memory_analysis()
-        # What happens once in n steps costs c/n of each: two values of n, `points` times apart, tell c.
-        calls = (np.median(per_round / normal.times[1:]) - 1) / (points - 1)
+        # What happens once in n steps costs c/n of each: two values of n, `points` times apart,
+        # tell c.
+        short_per_round = np.reshape(short.times[1:], (-1, points)).mean(1)
+        calls = (np.median(short_per_round / normal.times[1:]) - 1) / (points - 1)
         taps = 1 - np.median(np.divide(bare.times[1:], normal.times[1:]))
+        steps = 1 / normal.seconds_per_step
+        flops = run.flops / run.hparams.steps * steps
         yield {
             "d_model": shape[0],
             "n_layers": shape[1],
             "tokens/s": steps * run.train.batch_size * run.model.seq_len,
             "steps/s": steps,
-            "GFLOP/s": flops * steps / 1e9,
+            "GFLOP/s": flops / 1e9,
             "peak_GFLOP/s": statistics.median(peaks) / 1e9,
-            "share_of_peak": flops * steps / statistics.median(peaks),
+            "share_of_peak": flops / statistics.median(peaks),
             "points": points,
             "taps_share": taps,
             "calls_share": calls,
             "compile_s": normal.trainer.compile_seconds,
-            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20,
+            "memory_MiB": normal.memory_mib,
             "rounds": len(peaks),
         }
 
 
 def _without_taps():
     """Where a program is traced: its probes then see nothing, and cost nothing."""
-    observe = ops.zeros_unless
-    return unittest.mock.patch.object(
-        ops, "zeros_unless", lambda probe, *seen: observe(False, *seen)
-    )
+    observe = ops.when
+    return unittest.mock.patch.object(ops, "when", lambda probe, *seen: observe(False, *seen))
 
 
 KINDS = ("products", "reductions", "other")
 
+CONTROL = ("while", "conditional", "call")  # what they run counts, not they
+
+_heading = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+_instruction = re.compile(
+    r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\((?:.* calls=%?([\w.\-]+))?"
+)
+
 
 def kernels(hlo: str) -> dict[str, str]:
-    """The kind, of `KINDS`, of each instruction in a compiled program's text: `products` are dots and fusions around one,
-    `reductions` likewise, `other` is elementwise work, gathers and copies. Control flow is left out: what it runs counts."""
-    heading = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-    instruction = re.compile(
-        r"\s+(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\((?:.* calls=%?([\w.\-]+))?"
-    )
-    inside, found, computation = collections.defaultdict(set), [], ""
+    """The kind, of `KINDS`, of each instruction in a compiled program's text.
+
+    `products` are dots and fusions around one, `reductions` likewise, `other` is elementwise work,
+    gathers and copies. Control flow is left out.
+    """
+    opcodes_in, found, computation = collections.defaultdict(set), [], ""
     for line in hlo.splitlines():
-        if match := heading.match(line):
+        if match := _heading.match(line):
             computation = match[1]
-        elif match := instruction.match(line):
+        elif match := _instruction.match(line):
             found.append(match.groups())
-            inside[computation].add(match[2])
+            opcodes_in[computation].add(match[2])
     kinds = {}
     for name, opcode, called in found:
-        opcodes = inside.get(called, {opcode})
-        if opcode not in ("while", "conditional", "call"):
-            kinds[name] = (
-                "products" if "dot" in opcodes else "reductions" if "reduce" in opcodes else "other"
-            )
+        if opcode not in CONTROL:
+            kinds[name] = _kind(opcodes_in.get(called, {opcode}))
     return kinds
 
 
-def measure_profile(seconds: float):
-    """A row per shape: where a step's time goes, by JAX's profiler, in ms, and what bounds it. Shares of kinds of kernel
-    are the profiler's; the step they share is timed without it. `products_at_peak` is the time of the step's products at
-    the matmul peak measured beside it, `ceiling` how much faster the step were if all its products ran at that peak;
-    `ceiling_free`, if instead all that is no product took no time."""
-    import jax
+def _kind(opcodes: set[str]) -> str:
+    if "dot" in opcodes:
+        return "products"
+    return "reductions" if "reduce" in opcodes else "other"
 
+
+def measure_profile(seconds: float):
+    """A row per shape: where a step's time goes, by JAX's profiler, in ms, and what bounds it.
+
+    Shares of kinds of kernel are the profiler's; the step they share is timed without it.
+    `products_at_peak` is the time of the step's products at the matmul peak measured beside it,
+    `ceiling` how much faster the step were if all its products ran at that peak; `ceiling_free`, if
+    instead all that is no product took no time.
+    """
     peak = _matmul_peak()
     for shape in SHAPES:
         run = bench_run(shape, steps=SWEEP_STEPS)
-        training, peaks, deadline = _Training(run), [], time.monotonic() + seconds
-        while time.monotonic() < deadline or len(peaks) < 5:
+        training, peaks = _Training(run), []
+        for _ in _rounds(seconds):
             peaks.append(peak())
             training.advance()
-        step = statistics.median(training.times[1:])
-        kinds, spent, counts = (
-            kernels(training.trainer.chunk.as_text()),
-            collections.Counter(),
-            collections.Counter(),
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                for _ in range(PROFILED_CALLS):
-                    training.advance()
-            (written,) = pathlib.Path(folder).rglob("*.xplane.pb")
-            for plane in jax.profiler.ProfileData.from_file(str(written)).planes:
-                for event in (
-                    event for line in plane.lines for event in line.events if event.name in kinds
-                ):
-                    spent[kinds[event.name]] += event.duration_ns
-                    counts[kinds[event.name]] += 1 / PROFILED_CALLS / training.steps
+        step = training.seconds_per_step
+        spent, counts = _profiled(training)
         ms = {kind: 1e3 * step * spent[kind] / spent.total() for kind in KINDS}
         at_peak = 1e3 * run.flops / run.hparams.steps / statistics.median(peaks)
         yield {
@@ -276,21 +314,36 @@ def measure_profile(seconds: float):
         }
 
 
-def _models() -> list[config.Run]:
-    """On an accelerator the models of the gpu scale, each with its batch; else those of `SHAPES`."""
-    if settings.platform_of_jax() == "cpu":
-        return [bench_run(shape, steps=SWEEP_STEPS) for shape in SHAPES]
-    study = protocol.scales()["gpu"]
-    base = config.replace(
-        study.base, data="synthetic", log_every=10
-    )  # speed does not depend on the text
-    return [config.replace(base, d_model=d, n_layers=n) for d, n in study.sizes]
+def _profiled(training: _Training) -> tuple[collections.Counter, collections.Counter]:
+    """Nanoseconds by kind of kernel over `PROFILED_CALLS` calls, and kernels of a step."""
+    import jax
+
+    kinds = kernels(training.trainer.chunk.as_text())
+    spent, counts = collections.Counter(), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(PROFILED_CALLS):
+                training.advance()
+        (written,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        for plane in jax.profiler.ProfileData.from_file(str(written)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if event.name in kinds:
+                        spent[kinds[event.name]] += event.duration_ns
+                        counts[kinds[event.name]] += 1 / PROFILED_CALLS / training.steps
+    return spent, counts
+
+
+# ------------------------------------------------------------------ lanes and checkpoints
 
 
 def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
-    """A row per model: a run at a time on one device against lanes on all devices (`train.layout_for`), alternated in
-    rounds; tokens/s of both, the share of the matmul peak in the compute dtype, measured on one device beside them, that
-    lanes reach on each, compile seconds, memory of a device (MiB)."""
+    """A row per model: a run at a time on one device against lanes on all devices.
+
+    Alternated in rounds; lanes as `layout.layout_for` arranges them. tokens/s of both; the share of
+    the matmul peak in the compute dtype, measured on one device beside them, that lanes reach on
+    each; compile seconds; memory of a device (MiB).
+    """
     import jax
 
     from proxies_lib.layout import layout_for
@@ -298,41 +351,44 @@ def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
     accelerator, devices = settings.platform_of_jax() != "cpu", jax.devices()
     for run in runs or _models():
         layout = layout_for(*run.program, devices)
-        one, all_ = _Training(run), _Training(run, layout, devices)
+        alone, together = _Training(run), _Training(run, layout, devices)
         peak = _matmul_peak(8192 if accelerator else 1024, run.model.compute_dtype)
-        peaks, deadline = [], time.monotonic() + seconds
-        while time.monotonic() < deadline or len(peaks) < 5:
+        peaks = []
+        for _ in _rounds(seconds):
             peaks.append(peak())
-            one.advance()
-            all_.advance()
-        steps, wide = (1 / statistics.median(each.times[1:]) for each in (one, all_))
-        wide *= max(layout.lanes, 1)
-        tokens, flops = run.train.batch_size * run.model.seq_len, run.flops / run.hparams.steps
-        memory = all_.trainer.chunk.memory_analysis()
+            alone.advance()
+            together.advance()
+        steps_alone = 1 / alone.seconds_per_step
+        steps_together = 1 / together.seconds_per_step * max(layout.lanes, 1)
+        tokens = run.train.batch_size * run.model.seq_len
+        flops = run.flops / run.hparams.steps
         yield {
             "d_model": run.model.d_model,
             "n_layers": run.model.n_layers,
             "dtype": run.model.compute_dtype,
             "lanes": layout.lanes,
             "devices": len(devices),
-            "one_tokens/s": tokens * steps,
-            "tokens/s": tokens * wide,
-            "speedup": wide / steps,
-            "TFLOP/s": flops * wide / 1e12,
+            "one_tokens/s": tokens * steps_alone,
+            "tokens/s": tokens * steps_together,
+            "speedup": steps_together / steps_alone,
+            "TFLOP/s": flops * steps_together / 1e12,
             "peak_TFLOP/s": statistics.median(peaks) / 1e12,
-            "share_of_peak": flops * wide / len(devices) / statistics.median(peaks),
-            "one_share_of_peak": flops * steps / statistics.median(peaks),
-            "one_compile_s": one.trainer.compile_seconds,
-            "compile_s": all_.trainer.compile_seconds,
-            "memory_MiB": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20,
+            "share_of_peak": flops * steps_together / len(devices) / statistics.median(peaks),
+            "one_share_of_peak": flops * steps_alone / statistics.median(peaks),
+            "one_compile_s": alone.trainer.compile_seconds,
+            "compile_s": together.trainer.compile_seconds,
+            "memory_MiB": together.memory_mib,
             "rounds": len(peaks),
         }
 
 
 def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
-    """A row per model: what the first checkpoint of its lanes costs, on a CPU of one run: `MiB` on the disk, `waits_s` that
-    training waits, `whole_s` until it is written (training goes on meanwhile), `restore_s`; `interval_steps` and
-    `interval_s`, the training between two; `share`, waits_s of that, and `share_at_most`, all of whole_s."""
+    """A row per model: what the first checkpoint of its lanes costs, on a CPU of one run.
+
+    `MiB` on the disk; `waits_s` that training waits, `whole_s` until it is written (training goes
+    on meanwhile), `restore_s`; `interval_steps` and `interval_s`, the training between two;
+    `share`, waits_s of that, and `share_at_most`, all of whole_s.
+    """
     import jax
 
     from proxies_lib.layout import Layout, layout_for
@@ -345,35 +401,12 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
         training = _Training(run, layout, devices[: layout.run * layout.data])
         every = checkpoint.interval(run, layout)
         run = config.replace(run, steps=every + run.train.log_every)
-        rounds, deadline = [], time.monotonic() + seconds
-        while time.monotonic() < deadline or len(rounds) < 5:
+        rounds = []
+        for _ in _rounds(seconds):
             points = [training.advance()] * (every // run.train.log_every)
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                paths.environment("PROXIES_CHECKPOINTS", folder),
-            ):
-                group = checkpoint.Group([run], ["bench"], layout)
-                started = time.perf_counter()
-                group.after(
-                    every, training.state, np.zeros(max(layout.lanes, 1), np.float32), points
-                )
-                waited = time.perf_counter()
-                group.close(finished=False)
-                written = time.perf_counter()
-                size = sum(
-                    path.stat().st_size
-                    for path in pathlib.Path(folder).rglob("*")
-                    if path.is_file()
-                )
-                group = checkpoint.Group([run], ["bench"], layout)
-                restoring = time.perf_counter()
-                group.restore(*training.trainer.abstract())
-                rounds.append(
-                    (waited - started, written - started, time.perf_counter() - restoring)
-                )
-                group.close(finished=True)
-        waits, whole, restore = np.median(rounds, axis=0)
-        interval = every * statistics.median(training.times[1:])
+            rounds.append(_save_and_restore(run, layout, training, every, points))
+        waits, whole, restore, size = np.median(rounds, axis=0)
+        interval = every * training.seconds_per_step
         yield {
             "d_model": run.model.d_model,
             "n_layers": run.model.n_layers,
@@ -390,11 +423,45 @@ def measure_checkpoint(seconds: float, runs: list[config.Run] | None = None):
         }
 
 
+def _save_and_restore(run: config.Run, layout, training: _Training, step: int, points: list):
+    """Seconds that training waits, until all is written, and to restore; bytes on the disk."""
+    from proxies_lib.runs import checkpoint
+
+    first_losses = np.zeros(max(layout.lanes, 1), np.float32)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        paths.environment("PROXIES_CHECKPOINTS", folder),
+    ):
+        group = checkpoint.Group([run], ["bench"], layout)
+        started = time.perf_counter()
+        group.after(step, training.state, first_losses, points)
+        waited = time.perf_counter()
+        group.close(finished=False)
+        written = time.perf_counter()
+        size = _bytes_in(pathlib.Path(folder))
+        group = checkpoint.Group([run], ["bench"], layout)
+        restoring = time.perf_counter()
+        group.restore(*training.trainer.abstract())
+        restored = time.perf_counter()
+        group.close(finished=True)
+    return waited - started, written - started, restored - restoring, size
+
+
+def _bytes_in(folder: pathlib.Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# ------------------------------------------------------------------ a sweep
+
+
 def sweep_seconds(
     shape: tuple[int, int], workers: int, seeds
 ) -> tuple[list[float], list[config.Run]]:
-    """Seconds of a sweep for each seed, start of the workers included, and the runs of one: 7 learning rates × 2 arms
-    of 400 steps. The first seed meets an empty store and an empty compilation cache, the others a warm cache."""
+    """Seconds of a sweep for each seed, start of the workers included, and the runs of one.
+
+    7 learning rates × 2 arms of 400 steps. The first seed meets an empty store and an empty
+    compilation cache, the others a warm cache.
+    """
     walls = []
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -410,15 +477,16 @@ def sweep_seconds(
 
 
 def measure_sweep(shapes, workers=(1, 2)):
-    """A row per shape and number of workers: the sweep of `sweep_seconds`, cold, then with a warm cache."""
+    """A row per shape and number of workers: the sweep of `sweep_seconds`, cold, then with a warm
+    cache."""
     for shape in shapes:
-        for n in workers:
-            (cold, warm), runs = sweep_seconds(shape, n, seeds=(0, 1))
-            tokens = sum(r.tokens for r in runs)
+        for count in workers:
+            (cold, warm), runs = sweep_seconds(shape, count, seeds=(0, 1))
+            tokens = sum(run.tokens for run in runs)
             yield {
                 "d_model": shape[0],
                 "n_layers": shape[1],
-                "workers": n,
+                "workers": count,
                 "runs": len(runs),
                 "cold_s": cold,
                 "warm_s": warm,
@@ -428,35 +496,41 @@ def measure_sweep(shapes, workers=(1, 2)):
             }
 
 
+# ------------------------------------------------------------------ the store
+
+
 LOOSE_RUNS = 10_000  # more are packed without being records first, which takes a durable file each
 
 FEW = ("statistic/1",)  # 11 of 80 curves
 
+READ = ("plan_s", "table_s", "peak_MiB")  # what `_read_back` measures
+
 
 def measure_store(counts):
-    """A row per number of stored runs, of 32 points × 80 curves each: seconds to write, plan and tabulate loose records;
-    to merge them; to plan and tabulate packs, with all curves and with a few; each with its process's peak memory."""
-    names = ("plan_s", "table_s", "peak_MiB")
+    """A row per number of stored runs, of 32 points × 80 curves each.
+
+    Seconds to write, plan and tabulate loose records; to merge them; to plan and tabulate packs,
+    with all curves and with a few; each with its process's peak memory.
+    """
     for count in counts:
         with tempfile.TemporaryDirectory() as scratch:
             row, loose = {"runs": count}, count <= LOOSE_RUNS
             row["write_s"] = _in_process(_write_loose, scratch, count) if loose else None
-            row |= dict(
-                zip(names, _in_process(_read_back, scratch, count, None) if loose else 3 * [None])
-            )
+            row |= _read("", scratch, count) if loose else dict.fromkeys(READ)
             row["merge_s"] = _in_process(_merge if loose else _write_packed, scratch, count)
-            row["packs_MiB"] = (
-                sum(path.stat().st_size for path in pathlib.Path(scratch).glob("packs/*")) / 2**20
-            )
-            for kind, columns in (("packed", None), ("few", FEW)):
-                row |= {
-                    f"{kind}_{n}": v
-                    for n, v in zip(names, _in_process(_read_back, scratch, count, columns))
-                }
+            row["packs_MiB"] = _bytes_in(pathlib.Path(scratch) / "packs") / 2**20
+            row |= _read("packed_", scratch, count)
+            row |= _read("few_", scratch, count, FEW)
         yield row
 
 
+def _read(prefix: str, folder: str, count: int, columns=None) -> dict[str, float]:
+    values = _in_process(_read_back, folder, count, columns)
+    return {f"{prefix}{name}": value for name, value in zip(READ, values, strict=True)}
+
+
 def _in_process(task, *arguments):
+    """A task in a process of its own, so that its peak memory is its own."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(task, *arguments).result()
 
@@ -510,11 +584,8 @@ def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
     planned = time.perf_counter()
     tables.table(list(plan.found), plan.folder, columns=columns)
     done = time.perf_counter()
-    return (
-        planned - started,
-        done - planned,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return planned - started, done - planned, peak_mib
 
 
 ON_ONE_CORE = {"step": measure_step, "profile": measure_profile}

@@ -1,0 +1,167 @@
+"""Pages that the project writes about itself: the scoreboard, README's digest, the reference."""
+
+import ast
+import dataclasses
+import pathlib
+import re
+
+import pandas as pd
+
+from proxies_lib import config, paths
+from proxies_lib.config import UserError
+from proxies_lib.science import claims, figures, notebooks, outputs, report
+
+README, SCOREBOARD, REFERENCE = "README.md", "docs/scoreboard.md", "docs/reference.md"
+
+# Layers from below: a module imports from its own and from lower ones (tests/test_packaging.py).
+LAYERS = {
+    "core: what a run is, the model, training": "proxies_lib",
+    "runs: the store, engines, datasets": "proxies_lib/runs",
+    "science: what the papers claim, figures, notebooks": "proxies_lib/science",
+    "budget: speed, what fits, what it costs": "proxies_lib/budget",
+}
+
+ABOVE_ALL = ("cli", "pages")  # modules of the top folder that stand above every layer
+
+
+def write_between_markers(page: str, text: str, name: str):
+    """Replace what stands between the markers `<!-- name -->` and `<!-- /name -->` of a page.
+
+    Raises UserError where the page has no such markers.
+    """
+    path = paths.root() / page
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    old = path.read_text("utf-8")
+    if begin not in old or end not in old:
+        raise UserError(f"{path.name}: has no {begin} … {end} markers")
+    head, tail = old.split(begin, 1)
+    new = f"{head}{begin}\n\n{text}\n\n{end}{tail.split(end, 1)[1]}"
+    paths.write_atomically(path, new.encode())
+
+
+# ------------------------------------------------------------------ scoreboard and digest
+
+
+def write_scoreboard(rows: pd.DataFrame, label: str):
+    """Write a label's published verdicts into docs/scoreboard.md, and their digest into README."""
+    write_between_markers(SCOREBOARD, scoreboard(rows, label), "scoreboard")
+    readme = (paths.root() / README).read_text("utf-8")
+    write_between_markers(README, digest(rows, label, sentences(readme)), "digest")
+
+
+def scoreboard(rows: pd.DataFrame, label: str) -> str:
+    """Every verdict of a label in Markdown, with links to the published outputs."""
+    with paths.environment(outputs.PUBLISH, "1"):
+        return f"{report.tally(rows)}\n\n{report.verdict_table(rows, label, up='../')}"
+
+
+def digest(rows: pd.DataFrame, label: str, words: dict[str, str]) -> str:
+    """A row per section in Markdown: its figures, how many checks hold, and what came out.
+
+    What came out is in `words`, by section: a person writes it, in README.
+    """
+    counted = []
+    for section, checks in rows.groupby("section", sort=True):
+        count = checks["verdict"].value_counts()
+        undecided = checks["note"].str.contains("undecided").sum()
+        fails = str(count.get(claims.FAILS, 0))
+        counted.append(
+            {
+                "section": _section_link(section, label),
+                "figures": _figure_links(section, label),
+                "holds": count.get(claims.HOLDS, 0),
+                "does not (undecided)": f"{fails} ({undecided})" if undecided else fails,
+                "not testable": count.get(claims.UNTESTABLE, 0),
+                "what came out": words.get(section, ""),
+            }
+        )
+    return f"{report.tally(rows)}\n\n{report.markdown(pd.DataFrame(counted))}"
+
+
+def sentences(readme: str) -> dict[str, str]:
+    """The last column of README's digest, by section: what a person wrote stays where it stands."""
+    block = readme.partition("<!-- digest -->")[2].partition("<!-- /digest -->")[0]
+    rows = re.findall(r"^\| \[(\d\d)\b.*\| (.*?) \|$", block, re.MULTILINE)
+    return dict(rows)
+
+
+def _section_link(section: str, label: str) -> str:
+    path = notebooks.sections()[section]
+    title = re.search(r"^# # \d+ · (.+)$", path.read_text("utf-8"), re.MULTILINE)[1]
+    return f"[{section}](papermill_runs/{label}/{path.stem}.ipynb) {title}"
+
+
+def _figure_links(section: str, label: str) -> str:
+    drawn = figures.of_section(section)
+    return ", ".join(f"[{figure.name}](figures/{label}/{figure.file}.png)" for figure in drawn)
+
+
+# ------------------------------------------------------------------ reference
+
+
+def reference(commands: dict[str, str]) -> str:
+    """The page docs/reference.md: `commands` and their words, fields of a run, public functions."""
+    parts = [
+        "# Reference",
+        "Written by `proxies reference --write` from docstrings and fields; do not edit it here.",
+        "## Commands",
+        "`proxies COMMAND --help` lists the options.",
+        _table(["command", "what it does"], [(f"`{n}`", text) for n, text in commands.items()]),
+        "## Fields of a run",
+        "`proxies run --set NAME=VALUE` overrides any of them. In a notebook:"
+        " `replace(this.base, NAME=VALUE)`. A *younger* field is no part of a run's key while it"
+        " has its default, so runs that were stored before it came stay valid.",
+        *(_fields_of(kind) for kind in config.PARTS.values()),
+    ]
+    for layer, folder in LAYERS.items():
+        parts.append(f"## Layer {layer}")
+        for path in sorted((paths.root() / folder).glob("*.py")):
+            if path.stem not in ("__init__", *ABOVE_ALL):
+                parts.append(_module(path))
+    return "\n\n".join(parts) + "\n"
+
+
+def _fields_of(kind: type) -> str:
+    rows = []
+    for field in dataclasses.fields(kind):
+        about, allowed = field.metadata["about"], field.metadata["allowed"].words
+        younger = "yes" if field.metadata["younger"] else ""
+        name, default = f"`{field.name}`", f"`{field.default!r}`"
+        rows.append((name, field.type.__name__, default, allowed, about, younger))
+    head = ["field", "type", "default", "allowed", "what it is", "younger"]
+    return f"### {kind.__name__}\n\n{_first_words(kind.__doc__)}\n\n{_table(head, rows)}"
+
+
+def _module(path: pathlib.Path) -> str:
+    """A module's docstring, and each public function and class with the first words of its own."""
+    tree = ast.parse(path.read_text("utf-8"))
+    lines = []
+    for node in tree.body:
+        named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        if not named:
+            continue
+        words = _first_words(ast.get_docstring(node))
+        lines.append(f"- `{_signature(node)}`{f': {words}' if words else ''}")
+    place = path.relative_to(paths.root()).as_posix()
+    head = f"### [{place}](../{place})\n\n{_first_words(ast.get_docstring(tree))}"
+    return "\n\n".join([head, "\n".join(lines)] if lines else [head])
+
+
+def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
+    if isinstance(node, ast.ClassDef):
+        return f"class {node.name}"
+    given = node.args
+    names = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+    names += [f"*{given.vararg.arg}"] if given.vararg else []
+    names += [argument.arg for argument in given.kwonlyargs]
+    names += [f"**{given.kwarg.arg}"] if given.kwarg else []
+    return f"{node.name}({', '.join(names)})"
+
+
+def _first_words(docstring: str | None) -> str:
+    """The first paragraph of a docstring in one line."""
+    return " ".join((docstring or "").partition("\n\n")[0].split())
+
+
+def _table(head: list[str], rows: list[tuple]) -> str:
+    return report.markdown(pd.DataFrame(rows, columns=head))
