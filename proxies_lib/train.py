@@ -122,6 +122,7 @@ def step(
     of_embedding = jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])
     delta, opt = optim.adam(h, state["step"]).update(grads | {"embed": of_embedding}, state["opt"])
     following = {"params": optim.descend(params, delta, state["step"], h), "opt": opt}
+    # What is logged, of the parameters before the step.
     tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": params}
     metrics = {
         "loss": ce,
@@ -132,7 +133,7 @@ def step(
     following["step"] = state["step"] + 1
     if train.histograms:
         pick = functools.partial(optim.observed_tensors, n_layers=config.n_layers)
-        moments = opt[1]
+        moments = opt[1]  # of the chain (clip, Adam)
         observed = (
             pick(grads),
             state["last"],
@@ -167,6 +168,7 @@ def chunk(
         tokens_BT, probe = inputs
         return step(program, h, state, tokens_BT, probe, layout, place)
 
+    # Taps cost; the last step of a chunk stands for all.
     C = len(tokens_CBT)
     is_last_C = jnp.arange(C) == C - 1
     state, metrics = jax.lax.scan(one_step, state, (tokens_CBT, is_last_C))
@@ -310,7 +312,7 @@ class Trainer:
         """
         if len({run.hparams.steps for run in runs}) > 1 or len(runs) > max(self.lanes, 1):
             raise ValueError("lanes train runs of equal steps, at most as many as there are lanes")
-        settings.pin_jax()
+        settings.pin_jax()  # who imports this library may have set jax.config since
         started = time.perf_counter()
         padded = runs + runs[-1:] * (self.lanes - len(runs))
         h = self._hyperparameters(padded)
@@ -349,6 +351,7 @@ class Trainer:
                 points += [jax.tree.map(itemgetter(i), metrics) for i in range(P)]
             else:
                 points.append(metrics)
+            # A lane that diverged goes on as long as a neighbour is well; `_result` cuts its curve.
             finite = np.isfinite(np.atleast_2d(points[-1]["loss"]))
             if not finite.all(axis=-1).any():
                 break
@@ -402,6 +405,7 @@ class Trainer:
 
         def rows(index):
             """The part of the array at `index`, a slice per axis, as JAX asks for it."""
+            # The rows first … end of each batch are one of n_shards equal parts.
             first, end, _ = index[-2].indices(B)
             shard, n_shards = first // (end - first), B // (end - first)
             lanes = orders[index[0]] if self.lanes else orders
