@@ -1,4 +1,8 @@
-"""What a run is: frozen configurations, their canonical key, grids, and the table of scales."""
+"""What a run is: frozen configurations, grids of them, and the key that identifies a run.
+
+To add a hyperparameter, add a line to one of the parts below: name, type, default, allowed
+values, what it is. It is then a keyword of `replace`, an axis of `grid` and part of the key.
+"""
 
 import dataclasses
 import functools
@@ -22,11 +26,13 @@ class UserError(ValueError):
     status = 2  # of the command that ends by it
 
 
+HISTOGRAM_RANGE = 1.5  # |r| of Adam is at most 1.2 with β (0.9, 0.95) (P2)
+
 SHOWN = 200  # characters of a refused value: a path should be whole
 
 
 def refuse(name: str, value, allowed: str):
-    """Raise the UserError that says so, in one line whatever `value` is."""
+    """Raise the UserError of a value that is not `allowed`, in one line whatever it is."""
     raise UserError(f"{shown(name)}={shown(value, repr)}: {allowed}")
 
 
@@ -41,7 +47,10 @@ def shown(value, text=str) -> str:
 
 
 def component(name: str, text: str) -> str:
-    """`text`, where it can name a file or folder of ours: never a path, never hidden. Raises UserError."""
+    """`text`, where it can name a file or folder of ours: never a path, never hidden.
+
+    Raises UserError.
+    """
     if not re.fullmatch(r"(?![.-])[A-Za-z0-9._-]{1,100}(?<!\.)", text):
         allowed = "must be 1 to 100 letters, digits, '_', '-' or '.', not beginning with '.' or '-'"
         refuse(name, text, f"{allowed} and not ending with '.'")
@@ -69,13 +78,15 @@ ANY = Allowed("may be anything", lambda value: True)
 
 
 def one_of(*names: str) -> Allowed:
+    """Any of `names`."""
     return Allowed(f"must be one of {', '.join(names)}", names.__contains__)
 
 
 def knob(default, allowed: Allowed, about: str, younger: bool = False):
     """A field of a run. `about` says what it is and where the papers have it.
 
-    A `younger` field came after runs were stored: at its default it is no part of a key, so those stay valid.
+    A `younger` field came after runs were stored: at its default it is no part of a key, so those
+    stay valid.
     """
     return field(default=default, metadata={"allowed": allowed, "about": about, "younger": younger})
 
@@ -85,16 +96,21 @@ younger_knob = functools.partial(knob, younger=True)
 
 def _check_fields(part):
     """Give every field of a part its type, and hold it against its range. Raises UserError."""
-    for each in dataclasses.fields(part):
-        value = _typed(each.name, getattr(part, each.name), each.type)
-        allowed = each.metadata["allowed"]
+    for declared in dataclasses.fields(part):
+        value = typed(declared.name, getattr(part, declared.name), declared.type)
+        allowed = declared.metadata["allowed"]
         if not allowed.holds(value):
-            refuse(each.name, value, allowed.words)
-        object.__setattr__(part, each.name, value)
+            refuse(declared.name, value, allowed.words)
+        # A frozen part may only be changed so, and only while it is being made.
+        object.__setattr__(part, declared.name, value)
 
 
-def _typed(name: str, value, kind: type):
-    """`value` as `kind`: ints become floats where a float is meant, whole floats ints, -0.0 is 0.0; no other change."""
+def typed(name: str, value, kind: type):
+    """`value` as `kind`, so that equal settings have one key. Raises UserError, named `name`.
+
+    Ints become floats where a float is meant, whole floats ints, and -0.0 is 0.0; nothing else
+    is changed.
+    """
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -102,7 +118,7 @@ def _typed(name: str, value, kind: type):
             number = math.inf
         if not math.isfinite(number):
             refuse(name, value, "must be a finite number")
-        return number + 0.0
+        return number + 0.0  # of -0.0, 0.0
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -117,13 +133,16 @@ def _typed(name: str, value, kind: type):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The transformer's shape and graph (P1, section 2.1). Each distinct value compiles its own program."""
+    """The transformer's shape and graph (P1, section 2.1).
+
+    Each distinct value compiles its own program.
+    """
 
     d_model: int = knob(256, POSITIVE, "width")
     n_layers: int = knob(3, NOT_NEGATIVE, "depth; 0 is the bigram model of P1's Fig. 10")
     d_head: int = knob(64, POSITIVE, "width of an attention head; must divide d_model")
     vocab_size: int = knob(32101, POSITIVE, "pieces of the tokenizer")
-    seq_len: int = knob(512, POSITIVE, "tokens of a window")
+    seq_len: int = knob(512, POSITIVE, "tokens of a sequence")
     qk_norm: str = knob(
         "per_head",
         one_of("none", "per_head", "whole", "kappa"),
@@ -158,9 +177,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What else the compiled program of training depends on. Each distinct value compiles its own."""
+    """What else the compiled program of training depends on.
 
-    batch_size: int = knob(256, POSITIVE, "windows of a step")
+    Each distinct value compiles its own.
+    """
+
+    batch_size: int = knob(256, POSITIVE, "sequences of a step")
     log_every: int = knob(100, POSITIVE, "steps between logged points; must divide steps")
     eval_batches: int = knob(20, POSITIVE, "validation batches of the first and the final loss")
     gradient_dtype: str = younger_knob(
@@ -227,7 +249,10 @@ class HyperParams:
 
 @dataclass(frozen=True)
 class DataOrder:
-    """Which batches a run reads, numbered from 0, and the seed. The compiled program sees none of it."""
+    """Which batches a run reads, numbered from 0, and the seed.
+
+    The compiled program sees none of it, only the tokens and the seed as a number.
+    """
 
     corpus_batches: int = younger_knob(
         0, NOT_NEGATIVE, "repeat the first so many batches; 0: all, once (P2)"
@@ -255,19 +280,16 @@ class Run:
     order: DataOrder = field(default_factory=DataOrder)
 
     def __post_init__(self):
-        _typed("data", self.data, str)
+        typed("data", self.data, str)
         if self.train.histograms and not self.model.n_layers:
             refuse("histograms", self.train.histograms, "must be 0 without layers")
         if self.hparams.steps % self.train.log_every:
-            refuse(
-                "steps",
-                self.hparams.steps,
-                f"must be a multiple of log_every={self.train.log_every}",
-            )
+            allowed = f"must be a multiple of log_every={self.train.log_every}"
+            refuse("steps", self.hparams.steps, allowed)
 
     @property
     def program(self) -> tuple:
-        """What is static: runs with equal programs share one executable."""
+        """What is static, (model, train): runs with equal programs share one executable."""
         return self.model, self.train
 
     @property
@@ -277,7 +299,10 @@ class Run:
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of training: 6 per weight and token, head included, plus attention (6·L·T·d, causal)."""
+        """Model FLOPs of training.
+
+        They are 6 per weight and token, head included, plus causal attention's 6·L·T·d per token.
+        """
         m = self.model
         attention = m.n_layers * m.seq_len * m.d_model
         return 6.0 * self.tokens * (m.n_params + m.vocab_size * m.d_model + attention)
@@ -285,42 +310,50 @@ class Run:
 
 PARTS = {"model": ModelConfig, "train": TrainConfig, "hparams": HyperParams, "order": DataOrder}
 
-# Field name → the part that has it, "" for the run itself.
-FIELDS = {"data": ""} | {
-    each.name: part for part, kind in PARTS.items() for each in dataclasses.fields(kind)
-}
+FIELDS = {"data": ""}  # name of a field → the part that has it, "" for the run itself
 
-YOUNGER = {
-    each.name: each.default
-    for kind in PARTS.values()
-    for each in dataclasses.fields(kind)
-    if each.metadata["younger"]
-}
+YOUNGER = {}  # name of a younger field → its default, at which it is no part of a key
 
+for _part, _kind in PARTS.items():
+    for _declared in dataclasses.fields(_kind):
+        FIELDS[_declared.name] = _part
+        if _declared.metadata["younger"]:
+            YOUNGER[_declared.name] = _declared.default
+
+# Of a run, the values of FIELDS in their order.
 _values = operator.attrgetter(*(f"{part}.{name}".lstrip(".") for name, part in FIELDS.items()))
 
 
+# ------------------------------------------------------------------ runs from runs
+
+
 def replace(run: Run, **changes) -> Run:
-    """`run` with fields of any depth changed by their (unique) names. Raises UserError on an unknown name."""
-    parts: dict[str, dict] = {}
+    """`run` with fields changed by name, whichever part has them.
+
+    Raises UserError on an unknown name and on a value that is not allowed.
+    """
+    changes_of: dict[str, dict] = {}  # by part
     for name, value in changes.items():
         if name not in FIELDS:
             refuse(name, value, f"unknown field; fields are {', '.join(FIELDS)}")
-        parts.setdefault(FIELDS[name], {})[name] = value
-    top = parts.pop("", {})
-    nested = {
-        part: dataclasses.replace(getattr(run, part), **values) for part, values in parts.items()
-    }
-    return dataclasses.replace(run, **top, **nested)
+        changes_of.setdefault(FIELDS[name], {})[name] = value
+    changed = changes_of.pop("", {})
+    for part, values in changes_of.items():
+        changed[part] = dataclasses.replace(getattr(run, part), **values)
+    return dataclasses.replace(run, **changed)
 
 
 def grid(base: Run, axes: dict) -> list[Run]:
-    """The product of `axes` over `base`. A key is a field name, or a tuple of names that vary together."""
-    named = [(key if isinstance(key, tuple) else (key,), values) for key, values in axes.items()]
+    """The product of `axes` over `base`, the last axis fastest.
+
+    An axis is the name of a field, or a tuple of names that vary together; its values are then
+    tuples, too. For example {"lr": (0.01, 0.1), ("d_model", "n_layers"): [(8, 1), (16, 2)]}.
+    """
     runs = []
-    for point in itertools.product(*(values for _, values in named)):
+    for values in itertools.product(*axes.values()):
         changes = {}
-        for (names, _), value in zip(named, point, strict=True):
+        for axis, value in zip(axes, values, strict=True):
+            names = axis if isinstance(axis, tuple) else (axis,)
             changes.update(zip(names, value if len(names) > 1 else (value,), strict=True))
         runs.append(replace(base, **changes))
     return runs
@@ -332,19 +365,35 @@ def flat(run: Run) -> dict:
 
 
 def from_flat(values: dict) -> Run:
+    """The run whose `flat` gave `values`; fields that are left out have their defaults."""
     return replace(Run(), **values)
 
 
-def digest(value) -> str:
-    """Short sha256 of a JSON value; floats at 12 significant digits, so 0.003000000000000001 is 0.003."""
+# ------------------------------------------------------------------ identity
 
-    return hashlib.sha256(json.dumps(_canonical(value), sort_keys=True).encode()).hexdigest()[:24]
+# A recipe is the hash of a configuration, in which a corpus is a name: {"data": "c4", "lr": …}. A
+# key hashes the corpus's fingerprint, too. Two machines that prepared different texts under one
+# name have runs of one recipe and different keys; results are stored and found by key.
+
+
+def digest(value) -> str:
+    """Short sha256 of a JSON value.
+
+    Floats have 12 significant digits, so 0.003000000000000001 is 0.003.
+    """
+    return _short_hash(json.dumps(_canonical(value), sort_keys=True))
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _canonical(value):
     if isinstance(value, float):
         return f"{value:.12g}"
-    return {k: _canonical(v) for k, v in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {name: _canonical(entry) for name, entry in value.items()}
+    return value
 
 
 def recipe(run: Run) -> str:
@@ -363,7 +412,7 @@ def _identity(values: dict) -> dict:
 
 
 def key(run: Run, fingerprint: str) -> str:
-    """Identity of a run's numbers: the whole configuration and the corpus-and-tokenizer fingerprint."""
+    """Identity of a run's numbers: configuration, and fingerprint of corpus and tokenizer."""
     return key_of(flat(run), fingerprint)
 
 
@@ -373,13 +422,16 @@ def key_of(values: dict, fingerprint: str, schema: int = SCHEMA) -> str:
 
 
 def _digest_of_fields(fields: dict) -> str:
-    """`digest` of a flat dictionary. Zeros are encoded each time: 0.0 and -0.0 are one value to a cache."""
-    texts = [
-        _encoded(*field) if field[1] else _encoded.__wrapped__(*field) for field in fields.items()
-    ]
-    return hashlib.sha256(f"{{{', '.join(sorted(texts))}}}".encode()).hexdigest()[:24]
+    """`digest` of a flat dictionary, faster: a table asks for thousands that differ in a field."""
+    texts = []
+    for name, value in fields.items():
+        # Zeros are encoded each time: 0.0 and -0.0 are one value to a cache.
+        encode = _encoded if value else _encoded.__wrapped__
+        texts.append(encode(name, value))
+    return _short_hash("{" + ", ".join(sorted(texts)) + "}")
 
 
 @functools.lru_cache(1 << 12, typed=True)
 def _encoded(name: str, value) -> str:
+    """A field as it stands in the JSON text of `digest`."""
     return json.dumps({name: _canonical(value)})[1:-1]

@@ -1,11 +1,22 @@
-"""The transformer of P1 (section 2.1): Flax NNX modules behind two pure functions, `init` and `apply`.
+"""The transformer of P1 (section 2.1): Flax NNX modules behind two pure functions, `init`, `apply`.
 
 Axes, as suffixes of array names:
-    B batch    T query position    S key position    N = B·T flattened tokens
-    D model width    H heads    K width of a head    V vocabulary
 
-Queries, keys and values have positions on their last axis, (B, H, K, T), and attention logits the queries, (B, H, S,
-T): every reduction of qk-layernorm and softmax then runs along vectors, which halves attention's time on a CPU.
+    B  sequences of a batch    D  model width        V  vocabulary
+    T  query position          H  heads              L  layers
+    S  key position            K  width of a head    N  = B·T, flattened tokens
+
+Dense layers see flattened tokens (N, D): XLA:CPU takes the weight gradient of a 3-D activation
+much slower. Queries, keys and values have positions on their last axis, (B, H, K, T), and logits
+the queries, (B, H, S, T): every reduction of qk-layernorm and softmax then runs along vectors,
+which halves attention's time on a CPU.
+
+Taps are what the papers plot of the forward pass beside the loss (`apply` lists them): largest
+logits, lengths of q and k, sizes of activations. They are taken where `probe` is true, which in
+training is the last step of a logged point; elsewhere they are zeros and cost nothing. No
+gradient passes through them.
+
+`h` holds the hyperparameters that are inputs of the compiled program, by name (`optim.inputs`).
 """
 
 import dataclasses
@@ -18,6 +29,7 @@ from flax import nnx
 from proxies_lib import ops
 from proxies_lib.config import ModelConfig
 from proxies_lib.ops import (
+    anywhere,
     attention_logits,
     causal,
     dense,
@@ -29,18 +41,112 @@ from proxies_lib.ops import (
     rope,
 )
 
-PAPER = {
-    "attention_power": 0.5,
-    "kappa": 1.0,
-    "head_init": 1.0,
-    "query_init": 1.0,
-}  # the defaults of P1
 
-_kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
+class Transformer(nnx.Module):
+    """Embedding, blocks, final LayerNorm, untied head; no biases anywhere."""
 
-_embedding_init = nnx.initializers.variance_scaling(
-    1.0, "fan_out", "normal", batch_axis=0
-)  # of (V, D): std 1/√D
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.compute_dtype)
+        linear = functools.partial(Linear, use_bias=False, rngs=rngs)
+        norm = functools.partial(LayerNorm, use_bias=False, rngs=rngs)
+        self.embed = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(config, linear, norm) for _ in range(config.n_layers)])
+        self.final_norm = norm(config.d_model)
+        self.head = linear(config.d_model, config.vocab_size)
+
+    def __call__(self, tokens_BT: jax.Array, probe, h: dict, place=anywhere, scanned=None):
+        """Logits (N, V) and taps, as `apply` says. `scanned` stands in for the blocks, if given."""
+        x_ND = place(self.embed(tokens_BT.reshape(-1)))
+        if scanned is None:
+            x_ND, taps = self._through_blocks(x_ND, len(tokens_BT), probe, h, place)
+        else:
+            x_ND, taps = scanned(x_ND)
+        logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
+        return logits_NV, taps | ops.zeros_unless(probe, _observe_output, logits_NV)
+
+    def _through_blocks(self, x_ND, batch: int, probe, h: dict, place):
+        taps = []
+        for block in self.blocks:
+            x_ND, taps_of_block = block(x_ND, batch, probe, h)
+            x_ND = place(x_ND)
+            taps.append(taps_of_block)
+        return x_ND, _stacked_leaves(taps) if taps else {}
+
+
+class Block(nnx.Module):
+    """Pre-LayerNorm residual block: attention, then a GELU MLP of hidden width 4·D."""
+
+    def __init__(self, config: ModelConfig, linear, norm):
+        self.attention_norm = norm(config.d_model)
+        self.mlp_norm = norm(config.d_model)
+        self.attention = Attention(config, linear, norm)
+        self.mlp_in = linear(config.d_model, 4 * config.d_model)
+        self.mlp_out = linear(4 * config.d_model, config.d_model)
+
+    def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
+        mixed_ND, taps = self.attention(self.attention_norm(x_ND), batch, probe, h)
+        x_ND = x_ND + mixed_ND
+        hidden = jax.nn.gelu(self.mlp_in(self.mlp_norm(x_ND)))
+        x_ND = x_ND + self.mlp_out(hidden)
+        return x_ND, taps | {"block_rms": ops.zeros_unless(probe, rms, x_ND)}
+
+
+class Attention(nnx.Module):
+    """Causal multi-head attention with rotary positions.
+
+    With qk-layernorm or its alternatives (P1, section 3.1.1, Figs 10, E.8 and E.11).
+    """
+
+    def __init__(self, config: ModelConfig, linear, norm):
+        self.config = config
+        self.query = linear(config.d_model, config.d_model)
+        self.key = linear(config.d_model, config.d_model)
+        self.value = linear(config.d_model, config.d_model)
+        self.out = linear(config.d_model, config.d_model)
+        if config.qk_norm in ("per_head", "whole"):
+            width = config.d_head if config.qk_norm == "per_head" else config.d_model
+            self.query_norm = norm(width)
+            self.key_norm = norm(width)
+
+    def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
+        q_BHKT, k_BHKS, v_BHKS = self._heads(x_ND, batch, h["kappa"])
+        scale = self.config.d_head ** -h["attention_power"]
+        if fused(self.config):
+            mixed_BHKT = fused_attention(q_BHKT, k_BHKS, v_BHKS, scale)
+            # No logits were written: where taps are taken, they are computed from the same q, k.
+            observed = q_BHKT, k_BHKS
+        else:
+            logits_BHST = attention_logits(q_BHKT, k_BHKS, scale)
+            weights_BHST = self._weights(logits_BHST)
+            mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v_BHKS, weights_BHST.astype(v_BHKS.dtype))
+            observed = q_BHKT, k_BHKS, logits_BHST
+        out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
+        observe = functools.partial(_observe_attention, scale)
+        return out_ND, ops.zeros_unless(probe, observe, *observed)
+
+    def _heads(self, x_ND, batch: int, kappa):
+        """Queries, keys and values (B, H, K, T), q and k normalized and rotated."""
+        # One product for q, k and v: three narrow ones cost more on every backend.
+        kernels = [w.kernel[...] for w in (self.query, self.key, self.value)]
+        kernel = jnp.concatenate(kernels, axis=1)
+        q, k, v = jnp.split(dense(x_ND, kernel.astype(x_ND.dtype)), 3, axis=1)
+        if self.config.qk_norm == "whole":
+            q, k = self.query_norm(q), self.key_norm(k)
+        heads = (batch, -1, self.config.n_heads, self.config.d_head)
+        q, k, v = (z.reshape(heads).transpose(0, 2, 3, 1) for z in (q, k, v))
+        if self.config.qk_norm == "per_head":
+            q, k = self.query_norm(q, axis=-2), self.key_norm(k, axis=-2)
+        if self.config.qk_norm == "kappa":
+            q, k = kappa_map(q, kappa), kappa_map(k, kappa)
+        return rope(q), rope(k), v
+
+    def _weights(self, logits_BHST):
+        """What each value S weighs for query T: softmax, or relu²/√T (P1, Fig. E.11)."""
+        if self.config.attention == "softmax":
+            masked = jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf)
+            return jax.nn.softmax(masked, axis=-2)
+        masked = jnp.where(causal(logits_BHST), logits_BHST, 0.0)
+        return jnp.square(jax.nn.relu(masked)) * logits_BHST.shape[-1] ** -0.5
 
 
 class Linear(nnx.Linear):
@@ -57,155 +163,84 @@ class LayerNorm(nnx.LayerNorm):
         return layer_norm(x, self.scale[...].astype(x.dtype), axis)
 
 
-class Attention(nnx.Module):
-    """Causal multi-head attention with rotary positions; qk-layernorm and its alternatives (P1, section 3.1.1)."""
-
-    def __init__(self, config: ModelConfig, linear, norm):
-        self.config = config
-        self.query, self.key, self.value, self.out = (
-            linear(config.d_model, config.d_model) for _ in range(4)
-        )
-        if config.qk_norm in ("per_head", "whole"):
-            width = config.d_head if config.qk_norm == "per_head" else config.d_model
-            self.query_norm, self.key_norm = norm(width), norm(width)
-
-    def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
-        # One product for q, k and v: three narrow ones cost more on every backend.
-        kernel = jnp.concatenate(
-            [w.kernel[...] for w in (self.query, self.key, self.value)], axis=1
-        )
-        q, k, v = jnp.split(dense(x_ND, kernel.astype(x_ND.dtype)), 3, axis=1)
-        if self.config.qk_norm == "whole":
-            q, k = self.query_norm(q), self.key_norm(k)
-        heads = (batch, -1, self.config.n_heads, self.config.d_head)
-        q, k, v = (z.reshape(heads).transpose(0, 2, 3, 1) for z in (q, k, v))
-        if self.config.qk_norm == "per_head":
-            q, k = self.query_norm(q, axis=-2), self.key_norm(k, axis=-2)
-        if self.config.qk_norm == "kappa":
-            q, k = kappa_map(q, h["kappa"]), kappa_map(k, h["kappa"])
-        q, k = rope(q), rope(k)
-        scale = self.config.d_head ** -h["attention_power"]
-        if fused(self.config):
-            mixed_BHKT = fused_attention(q, k, v, scale)
-            out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
-            return out_ND, ops.when(
-                probe, lambda q, k: self._observe(q, k, attention_logits(q, k, scale)), q, k
-            )
-        logits_BHST = attention_logits(q, k, scale)
-        if self.config.attention == "softmax":
-            weights_BHST = jax.nn.softmax(
-                jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf), axis=-2
-            )
-        else:
-            weights_BHST = jnp.square(jax.nn.relu(jnp.where(causal(logits_BHST), logits_BHST, 0.0)))
-            weights_BHST *= logits_BHST.shape[-1] ** -0.5
-        mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v, weights_BHST.astype(v.dtype))
-        out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
-        return out_ND, ops.when(probe, self._observe, q, k, logits_BHST)
-
-    def _observe(self, q, k, logits_BHST):
-        q_BHT, k_BHS = (jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q, k))
-        last_BHS = jnp.einsum("BHK,BHKS->BHS", q[..., -1], k, preferred_element_type=jnp.float32)
-        last_cosine_BHS = last_BHS / jnp.maximum(
-            q_BHT[..., -1:] * k_BHS, jnp.finfo(jnp.float32).tiny
-        )
-        return {
-            "max_attention_logit": jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0).max(),
-            "q_norm": q_BHT.mean(),
-            "k_norm": k_BHS.mean(),
-            "qk_cosine": jnp.abs(last_cosine_BHS).mean(),
-        }
+# ------------------------------------------------------------------ taps
 
 
-class Block(nnx.Module):
-    """Pre-LayerNorm residual block: attention, then a GELU MLP of hidden width 4·D."""
+def _observe_attention(scale, q_BHKT, k_BHKS, logits_BHST=None) -> dict:
+    """Taps of one attention layer, from q and k as they enter the product."""
+    if logits_BHST is None:
+        logits_BHST = attention_logits(q_BHKT, k_BHKS, scale)
+    q_norm_BHT, k_norm_BHS = (
+        jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q_BHKT, k_BHKS)
+    )
+    # The last query sees every key, so one row of cosines says enough.
+    last_BHS = jnp.einsum(
+        "BHK,BHKS->BHS", q_BHKT[..., -1], k_BHKS, preferred_element_type=jnp.float32
+    )
+    lengths_BHS = q_norm_BHT[..., -1:] * k_norm_BHS
+    cosine_BHS = last_BHS / jnp.maximum(lengths_BHS, jnp.finfo(jnp.float32).tiny)
+    return {
+        "max_attention_logit": jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0).max(),
+        "q_norm": q_norm_BHT.mean(),
+        "k_norm": k_norm_BHS.mean(),
+        "qk_cosine": jnp.abs(cosine_BHS).mean(),
+    }
 
-    def __init__(self, config: ModelConfig, linear, norm):
-        self.attention_norm, self.mlp_norm = norm(config.d_model), norm(config.d_model)
-        self.attention = Attention(config, linear, norm)
-        self.mlp_in = linear(config.d_model, 4 * config.d_model)
-        self.mlp_out = linear(4 * config.d_model, config.d_model)
 
-    def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
-        mixed_ND, taps = self.attention(self.attention_norm(x_ND), batch, probe, h)
-        x_ND = x_ND + mixed_ND
-        x_ND = x_ND + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x_ND))))
-        return x_ND, taps | {"block_rms": ops.when(probe, rms, x_ND)}
+def _observe_output(logits_NV) -> dict:
+    return {"mean_output_logit": logits_NV.mean(), "max_output_logit": logits_NV.max()}
 
 
-class Transformer(nnx.Module):
-    """Embedding, blocks, final LayerNorm, untied head; no biases anywhere.
+def tensor_rms(tree: dict) -> dict:
+    """RMS of every tensor of `tree`; (L,) where layers are stacked."""
 
-    Dense layers see flattened tokens (N, D): XLA:CPU takes the weight gradient of a 3-D activation much slower.
-    """
+    def rms_of(name: str):
+        return jax.vmap(rms) if name == "blocks" and stacked(tree) else rms
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.compute_dtype)
-        linear = functools.partial(Linear, use_bias=False, rngs=rngs)
-        norm = functools.partial(LayerNorm, use_bias=False, rngs=rngs)
-        self.embed = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(config, linear, norm) for _ in range(config.n_layers)])
-        self.final_norm = norm(config.d_model)
-        self.head = linear(config.d_model, config.vocab_size)
+    return {name: jax.tree.map(rms_of(name), part) for name, part in tree.items()}
 
-    def __call__(self, tokens_BT: jax.Array, probe, h: dict, layers=None, place=lambda x: x):
-        x_ND = place(self.embed(tokens_BT.reshape(-1)))
-        if layers is not None:
-            x_ND, taps = layers(x_ND)
-        else:
-            per_block = []
-            for block in self.blocks:
-                x_ND, taps = block(x_ND, tokens_BT.shape[0], probe, h)
-                x_ND = place(x_ND)
-                per_block.append(taps)
-            taps = jax.tree.map(lambda *each: jnp.stack(each), *per_block) if per_block else {}
-        logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
-        output = ops.when(
-            probe, lambda z: {"mean_output_logit": z.mean(), "max_output_logit": z.max()}, logits_NV
-        )
-        return logits_NV, taps | output
+
+# ------------------------------------------------------------------ the two pure functions
+
+# What `init` and `apply` read of the hyperparameters, at P1's defaults.
+PAPER = {
+    "attention_power": 0.5,
+    "kappa": 1.0,
+    "head_init": 1.0,
+    "query_init": 1.0,
+}
+
+INITIALIZERS = {
+    # of (V, D): std 1/√D
+    "embedding": nnx.initializers.variance_scaling(1.0, "fan_out", "normal", batch_axis=0),
+    # std 1/√fan_in
+    "kernel": nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0),
+    "scale": nnx.initializers.ones_init(),
+}
 
 
 def init(config: ModelConfig, key: jax.Array, h: dict = PAPER) -> dict:
-    """Parameters as a nested dict of float32 arrays: embedding normal with std 1/√D, norms 1, every other weight
-    truncated normal with std 1/√fan_in; head and queries times `h["head_init"]` and `h["query_init"]`.
+    """Parameters as a nested dict of float32 arrays.
 
-    Tensors of one kind and shape are one draw, stacked: every draw is half a second of compilation on a CPU.
+    The embedding is normal with std 1/√D, norms are 1, every other weight is truncated normal
+    with std 1/√fan_in. Head and queries are multiplied by `h["head_init"]` and `h["query_init"]`.
     """
-    kinds = {
-        "embedding": _embedding_init,
-        "kernel": _kernel_init,
-        "scale": nnx.initializers.ones_init(),
-    }
     leaves, tree = jax.tree.flatten_with_path(nnx.to_pure_dict(_skeleton(config)[1]))
-    groups: dict[tuple, list[int]] = {}
+    # Tensors of one kind and shape are one draw, stacked: every draw is half a second of
+    # compilation on a CPU.
+    alike: dict[tuple, list[int]] = {}
     for i, (path, leaf) in enumerate(leaves):
-        groups.setdefault((path[-1].key, leaf.shape), []).append(i)
+        alike.setdefault((path[-1].key, leaf.shape), []).append(i)
     drawn = {}
-    for n, ((kind, shape), members) in enumerate(groups.items()):
-        stacked = kinds[kind](jax.random.fold_in(key, n), (len(members), *shape), jnp.float32)
-        drawn |= dict(zip(members, stacked, strict=True))
+    for n, ((kind, shape), members) in enumerate(alike.items()):
+        key_of_draw = jax.random.fold_in(key, n)
+        stack = INITIALIZERS[kind](key_of_draw, (len(members), *shape), jnp.float32)
+        drawn |= dict(zip(members, stack, strict=True))
     params = jax.tree.unflatten(tree, [drawn[i] for i in range(len(leaves))])
     params["head"]["kernel"] *= h["head_init"]
     for block in params.get("blocks", {}).values():
         block["attention"]["query"]["kernel"] *= h["query_init"]
     return params
-
-
-def stack(params: dict) -> dict:
-    """`params` with the tensors of all blocks stacked, (L, …): what `apply` then scans over."""
-    blocks = [params["blocks"][name] for name in sorted(params["blocks"], key=int)]
-    return params | {"blocks": jax.tree.map(lambda *each: jnp.stack(each), *blocks)}
-
-
-def stacked(tree: dict) -> bool:
-    return "mlp_in" in tree.get("blocks", {})
-
-
-def tensor_rms(tree: dict) -> dict:
-    """RMS of every tensor; (L,) of a stacked one, a layer each."""
-    each = {name: jax.vmap(rms) if name == "blocks" and stacked(tree) else rms for name in tree}
-    return {name: jax.tree.map(each[name], part) for name, part in tree.items()}
 
 
 def apply(
@@ -214,47 +249,67 @@ def apply(
     tokens_BT: jax.Array,
     probe=True,
     h: dict = PAPER,
-    place=lambda x: x,
+    place=anywhere,
 ):
-    """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `h`: `attention_power` and `kappa`.
+    """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `place` pins (N, D).
 
-    Taps: per block (L,) `max_attention_logit` (largest |logit| over causal entries), mean `q_norm` and `k_norm` as
-    they enter the product, `qk_cosine` (mean |cosine| of the last query with every key), `block_rms` (RMS of the
-    block's output); scalars `mean_output_logit`, `max_output_logit`. Zeros where `probe` is false.
+    Taps of each block, (L,):
+        max_attention_logit    largest |logit| over causal entries
+        q_norm, k_norm         mean lengths of q and k as they enter the product
+        qk_cosine              mean |cosine| of the last query with every key
+        block_rms              RMS of the block's output
+    Taps of the output, scalars: mean_output_logit, max_output_logit.
 
-    Of stacked params (`stack`) layers are scanned, and computed again in the backward pass: one layer's activations
-    in memory, one layer to compile. `place` pins the residual stream (N, D) to devices.
+    Of stacked params (`stack`) layers are scanned, and computed again in the backward pass: one
+    layer's activations in memory, one layer to compile.
     """
     if not stacked(params):
-        return _merged(_skeleton(config), params)(tokens_BT, probe, h, place=place)
+        return _merged(_skeleton(config), params)(tokens_BT, probe, h, place)
     block = _block_skeleton(config)
 
-    def layer(x_ND, block_params):
-        x_ND, taps = _merged(block, block_params)(x_ND, tokens_BT.shape[0], probe, h)
+    def layer(x_ND, params_of_layer):
+        x_ND, taps = _merged(block, params_of_layer)(x_ND, len(tokens_BT), probe, h)
         return place(x_ND), taps
 
-    ends = _merged(
-        _skeleton(dataclasses.replace(config, n_layers=0)),
-        {n: p for n, p in params.items() if n != "blocks"},
-    )
-    scanned = functools.partial(
-        jax.lax.scan, jax.checkpoint(layer, prevent_cse=False), xs=params["blocks"]
-    )
-    return ends(tokens_BT, probe, h, layers=scanned, place=place)
+    remembering_nothing = jax.checkpoint(layer, prevent_cse=False)
+    scanned = functools.partial(jax.lax.scan, remembering_nothing, xs=params["blocks"])
+    # What stands before and behind the blocks is a transformer without any.
+    params_of_ends = {name: part for name, part in params.items() if name != "blocks"}
+    ends = _merged(_skeleton(dataclasses.replace(config, n_layers=0)), params_of_ends)
+    return ends(tokens_BT, probe, h, place, scanned)
+
+
+def stack(params: dict) -> dict:
+    """`params` with the tensors of all blocks stacked, (L, …): what `apply` then scans over."""
+    blocks = [params["blocks"][name] for name in sorted(params["blocks"], key=int)]
+    return params | {"blocks": _stacked_leaves(blocks)}
+
+
+def stacked(tree: dict) -> bool:
+    """Whether `tree`, of parameters or gradients, has its layers stacked."""
+    return "mlp_in" in tree.get("blocks", {})
+
+
+def _stacked_leaves(trees: list):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _merged(skeleton, params: dict) -> nnx.Module:
+    """The module of `skeleton` with `params` for its weights."""
     graphdef, state = skeleton
     state = jax.tree.map(lambda x: x, state)  # a copy: the skeleton is shared between traces
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 
 
-@functools.cache
-def _block_skeleton(config: ModelConfig):
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)).blocks[0]), nnx.Param)
+# A skeleton is a module's structure and the shapes of its weights, without numbers.
 
 
 @functools.cache
 def _skeleton(config: ModelConfig):
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))), nnx.Param)
+
+
+@functools.cache
+def _block_skeleton(config: ModelConfig):
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)).blocks[0]), nnx.Param)

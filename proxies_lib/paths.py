@@ -8,12 +8,14 @@ import secrets
 
 
 def root() -> pathlib.Path:
-    """The project's folder: the checkout that this library is part of; else the one that one stands in.
+    """The project's folder: the checkout that this library is part of, else `project_here`.
 
     The notebooks that are executed are thus those of the code that executes them.
     """
     installed = pathlib.Path(__file__).resolve().parents[1]
-    return installed if _is_project(installed) else project_here() or installed
+    if _is_project(installed):
+        return installed
+    return project_here() or installed
 
 
 def project_here() -> pathlib.Path | None:
@@ -27,15 +29,20 @@ def _is_project(path: pathlib.Path) -> bool:
 
 
 def folder(kind: str) -> pathlib.Path:
-    """Where things live: "cache", "store", "figures", "papermill_runs"; PROXIES_<KIND> overrides each."""
-    default = {"cache": ".cache", "store": "papermill_runs/store"}.get(kind, kind)
-    return pathlib.Path(os.environ.get(f"PROXIES_{kind.upper()}") or root() / default).resolve()
+    """Where things of a kind live: "cache", "store", "figures", "papermill_runs".
+
+    The environment variable PROXIES_<KIND> overrides the place in the project's folder.
+    """
+    place = {"cache": ".cache", "store": "papermill_runs/store"}.get(kind, kind)
+    chosen = os.environ.get(f"PROXIES_{kind.upper()}")
+    return pathlib.Path(chosen or root() / place).resolve()
 
 
 @contextlib.contextmanager
 def environment(name: str, value: str):
     """Within, the environment variable `name` is `value`; afterwards what it was before."""
-    before, os.environ[name] = os.environ.get(name), value
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
@@ -48,7 +55,8 @@ def write_atomically(path: pathlib.Path, content: bytes):
     """Write a file so that readers see the old one or the new one, never a part, even in a crash.
 
     Its mode is the user's umask's. Raises OSError where the disk is full or read-only, and then
-    leaves nothing behind.
+    leaves nothing behind. The content goes to a scratch file beside it, and to the disk, before
+    that takes its name.
     """
     path = pathlib.Path(path)
     if not path.parent.is_dir():
@@ -81,5 +89,6 @@ def _sync_folder(path: pathlib.Path):
         finally:
             os.close(handle)
     except OSError as error:
+        # These say that the file system has none, or no permission to open one.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise

@@ -1,7 +1,6 @@
 """A prepared dataset on disk: its manifest, checks of its files, memory maps of its tokens."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ class DamagedDataset(UserError):
     """A prepared folder that is not what its manifest says, or that has no readable one."""
 
 
-class _Folder:
+class PreparedFolder:
     """A prepared folder, held open: its files belong together whatever takes its name meanwhile."""
 
     def __init__(self, name: str, path: str | pathlib.Path):
@@ -35,15 +34,16 @@ class _Folder:
 
     def __enter__(self):
         try:
-            self.at = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            self.handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             refuse("data", self.name, f"cannot be read ({error.strerror})")
         return self
 
     def __exit__(self, *_):
-        os.close(self.at)
+        os.close(self.handle)
 
     def damage(self, file: str, what: str) -> str:
+        """The message that says what is wrong with a file, and what to do."""
         again = "prepare it again with `proxies data prepare`"
         if self.name == "stdlib":
             again = "training prepares it again"
@@ -51,10 +51,13 @@ class _Folder:
 
     @contextlib.contextmanager
     def file(self, file: str):
-        # Not waiting for a FIFO to be written to.
-        opener = functools.partial(os.open, dir_fd=self.at)
+        """A file of the folder, open for reading. Raises DamagedDataset where it cannot be read."""
+
+        def opener(name, flags):  # in the folder that is held; not waiting for a FIFO's writer
+            return os.open(name, flags | os.O_NONBLOCK, dir_fd=self.handle)
+
         try:
-            opened = open(file, "rb", opener=lambda name, how: opener(name, how | os.O_NONBLOCK))
+            opened = open(file, "rb", opener=opener)
         except FileNotFoundError:
             raise DamagedDataset(self.damage(file, "is missing")) from None
         except OSError as error:
@@ -65,6 +68,7 @@ class _Folder:
             yield opened
 
     def read_manifest(self) -> dict:
+        """The manifest. Raises DamagedDataset where it is none."""
         try:
             with self.file("manifest.json") as file:
                 manifest = json.load(file)
@@ -123,12 +127,13 @@ def _is_manifest(value) -> bool:
         if not isinstance(counts, dict) or not count(counts.get("tokens")):
             return False
     try:
-        return value["fingerprint"] == _fingerprint(value)
+        return value["fingerprint"] == fingerprint_of(value)
     except (KeyError, TypeError, ValueError, RecursionError):
         return False
 
 
-def _fingerprint(manifest: dict) -> str:
+def fingerprint_of(manifest: dict) -> str:
+    """What identifies corpus and tokenizer, from the checksums of a manifest."""
     checksums = {split: manifest[split]["sha256"] for split in SPLITS}
     checksums["tokenizer"] = manifest["tokenizer_sha256"]
     return digest(checksums)
@@ -145,14 +150,15 @@ _verified: set[tuple] = set()
 _maps: dict[tuple[str, str], tuple[tuple, dict[str, np.ndarray]]] = {}
 
 
-def _tokens(dataset) -> dict[str, np.ndarray]:
+def tokens_of(dataset) -> dict[str, np.ndarray]:
+    """Memory maps of both splits, by name; checked once per process."""
     known = _maps.get((dataset.path, dataset.fingerprint))
-    return known[1] if known else _map(dataset)
+    return known[1] if known else map_tokens(dataset)
 
 
-def _map(dataset) -> dict[str, np.ndarray]:
+def map_tokens(dataset) -> dict[str, np.ndarray]:
     """Both splits as memory maps, checked. Raises UserError where the name has other tokens now."""
-    with _Folder(dataset.name, dataset.path) as prepared:
+    with PreparedFolder(dataset.name, dataset.path) as prepared:
         manifest = prepared.manifest()
         if manifest["fingerprint"] != dataset.fingerprint:
             raise UserError(
@@ -168,7 +174,8 @@ def _map(dataset) -> dict[str, np.ndarray]:
         for split in SPLITS:
             with prepared.file(f"{split}.bin") as file:
                 maps[split] = np.memmap(file, dtype=np.uint16, mode="r")
-            if (largest := int(maps[split].max())) >= manifest["vocab_size"]:
+            largest = int(maps[split].max())
+            if largest >= manifest["vocab_size"]:
                 what = f"has token {largest}, above the vocabulary"
                 raise DamagedDataset(prepared.damage(f"{split}.bin", what))
     _maps[dataset.path, dataset.fingerprint] = stamp, maps

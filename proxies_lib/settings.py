@@ -182,13 +182,13 @@ _too_late: list[str] = []  # what was dropped after JAX had read it
 _one_thread = False
 
 
-def _any(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def is_harmless(option: str) -> bool:
     """Whether an option of jax.config changes no number, so that it may be what the user likes."""
-    return option not in PINNED and _any(option, HARMLESS)
+    return option not in PINNED and _matches(option, HARMLESS)
 
 
 def pin_environment():
@@ -213,14 +213,14 @@ def pin_environment():
 
 def _stays(name: str) -> bool:
     if name.startswith("JAX_"):
-        return is_harmless(name.lower()) or _any(name, CONNECTIONS)
-    return not _any(name, LIBRARIES) or _any(name, RECORDED) or _any(name, INERT)
+        return is_harmless(name.lower()) or _matches(name, CONNECTIONS)
+    return not _matches(name, LIBRARIES) or _matches(name, RECORDED) or _matches(name, INERT)
 
 
 def _pin_xla_flags() -> list[str]:
     """Drop flags of XLA_FLAGS, and return them. A file of flags, which it may name, goes, too."""
     flags = os.environ.pop("XLA_FLAGS").split()
-    kept = [flag for flag in flags if _any(flag.partition("=")[0], XLA_FLAGS)]
+    kept = [flag for flag in flags if _matches(flag.partition("=")[0], XLA_FLAGS)]
     if kept:
         os.environ["XLA_FLAGS"] = " ".join(kept)
     return [f"XLA_FLAGS={flag}" for flag in flags if flag not in kept]
@@ -306,8 +306,8 @@ def unpinned() -> str:
     """
     import jax
 
-    kept = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if _any(name, RECORDED)]
-    kept = [item for item in kept if not _any(item.partition("=")[0], INERT)]
+    kept = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if _matches(name, RECORDED)]
+    kept = [item for item in kept if not _matches(item.partition("=")[0], INERT)]
     if jax.device_count() > 1:
         kept.append(f"devices={jax.device_count()}")
     if platform_of_jax() == "cpu" and not _one_thread:

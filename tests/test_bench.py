@@ -54,7 +54,7 @@ def test_a_program_without_taps_trains_the_same_and_sees_nothing():
     seen, blind = normal.advance(), bare.advance()
     assert blind["loss"] == pytest.approx(seen["loss"], rel=1e-5)
     assert seen["taps"]["q_norm"].all() and not blind["taps"]["q_norm"].any()
-    branches = [each.trainer.advance.as_text().count(" conditional(") for each in (normal, bare)]
+    branches = [each.trainer.chunk.as_text().count(" conditional(") for each in (normal, bare)]
     assert branches[0] > branches[1] == 1  # what is left is that of RMS-scaled updates
 
 

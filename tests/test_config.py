@@ -28,34 +28,29 @@ def test_every_field_and_the_fingerprint_change_the_key(smoke):
     }
     seen = {config.key(smoke, "a"), config.key(smoke, "b")}
     for name, value in config.flat(smoke).items():
-        scaled = (
-            value * 2
-            if isinstance(value, int)
-            else value * 0.5
-            if isinstance(value, float)
-            else None
-        )
-        seen.add(config.key(replace(smoke, **{name: other.get(name, scaled if value else 1)}), "a"))
+        if name in other:
+            changed = other[name]
+        elif not value:
+            changed = 1
+        else:
+            changed = value * 2 if isinstance(value, int) else value * 0.5
+        seen.add(config.key(replace(smoke, **{name: changed}), "a"))
     assert len(seen) == 2 + len(config.FIELDS)
 
 
 def test_a_younger_field_at_its_default_leaves_keys_alone(smoke):
     """Adding an intervention must not lose what was trained before it."""
-    before = {
-        name: value for name, value in config.flat(smoke).items() if name not in config.YOUNGER
-    }
+    fields = config.flat(smoke)
+    before = {name: value for name, value in fields.items() if name not in config.YOUNGER}
     assert config.recipe(smoke) == config.digest({"schema": config.SCHEMA, **before})
     assert config.from_flat(before) == smoke
     assert config.recipe(replace(smoke, kappa=2.0)) != config.recipe(smoke)
 
 
 def test_floats_that_print_alike_have_one_key(smoke):
-    assert config.key(replace(smoke, lr=0.003), "") == config.key(
-        replace(smoke, lr=0.003000000000000001), ""
-    )
-    assert config.key(replace(smoke, weight_decay=0), "") == config.key(
-        replace(smoke, weight_decay=0.0), ""
-    )
+    for name, value, same in (("lr", 0.003, 0.003000000000000001), ("weight_decay", 0, 0.0)):
+        keys = [config.key(replace(smoke, **{name: v}), "") for v in (value, same)]
+        assert keys[0] == keys[1]
 
 
 def test_defaults_are_the_papers():
@@ -108,9 +103,8 @@ def test_defaults_are_the_papers():
 def test_paper_sizes_have_the_papers_n():
     named = [2.4e6, 9.4e6, 19e6, 42e6, 85e6, 151e6, 302e6, 1.2e9, 4.8e9]
     for (d, layers), n in zip(protocol.scales()["paper"].sizes, named, strict=True):
-        assert replace(Run(), d_model=d, n_layers=layers).model.n_params == pytest.approx(
-            n, rel=0.02
-        )
+        n_params = replace(Run(), d_model=d, n_layers=layers).model.n_params
+        assert n_params == pytest.approx(n, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -154,19 +148,13 @@ def test_grid_is_the_product_and_tuples_vary_together(smoke):
 def test_overrides_change_the_label_and_nothing_else_does():
     assert protocol.study("smoke").label == "smoke"
     changed = protocol.study("smoke", {"steps": 80, "seeds": [7]})
-    assert (
-        changed.label.startswith("smoke-")
-        and changed.seeds == (7,)
-        and changed.base.hparams.steps == 80
-    )
+    assert changed.label.startswith("smoke-")
+    assert changed.seeds == (7,) and changed.base.hparams.steps == 80
     again = protocol.study("smoke", {"seeds": (7,), "steps": 80.0})
     assert again.base == changed.base
     named = protocol.study("smoke", {"steps": 80, "seeds": [7], "label": "long"})
-    assert (
-        named.label == "smoke-long"
-        and named.overrides == changed.overrides
-        and named.base == changed.base
-    )
+    assert named.label == "smoke-long"
+    assert named.overrides == changed.overrides and named.base == changed.base
     with pytest.raises(UserError, match="set lrs instead"):
         protocol.study("smoke", {"lr": 0.1})
 
@@ -174,10 +162,9 @@ def test_overrides_change_the_label_and_nothing_else_does():
 def test_different_protocols_have_different_labels_and_equal_ones_the_same():
     labels = {protocol.study("smoke", {"z_loss": value}).label for value in (0.0, 0.1, 0.2)}
     assert len(labels) == 3
-    assert (
-        protocol.study("smoke", {"z_loss": 0.1, "steps": 80}).label
-        == protocol.study("smoke", {"steps": 80, "z_loss": 0.1}).label
-    )
+    one_order = protocol.study("smoke", {"z_loss": 0.1, "steps": 80})
+    other_order = protocol.study("smoke", {"steps": 80, "z_loss": 0.1})
+    assert one_order.label == other_order.label
 
 
 @pytest.mark.parametrize(
@@ -208,7 +195,7 @@ def test_a_refused_value_is_shown_in_one_short_line():
 
 
 def test_the_installed_checkout_goes_before_the_folder_one_stands_in(tmp_path, monkeypatch):
-    """Its notebooks are executed: those of whoever wrote a folder that one stands in by chance are not."""
+    """Its notebooks are executed, never those of a folder that one stands in by chance."""
     for name in ("notebooks", "proxies_lib"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)

@@ -18,7 +18,7 @@ import pytest
 
 from proxies_lib import cli, config, data, prepared
 from proxies_lib.config import UserError
-from proxies_lib.runs import datasets, scratch, sweep, tokenizers
+from proxies_lib.runs import corpora, datasets, scratch, sweep, tokenizers
 from proxies_lib.science import protocol
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -160,7 +160,7 @@ def test_plain_gz_and_xz_files_give_the_same_dataset(tmp_path):
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(content))
     (tmp_path / "x.txt.xz").write_bytes(lzma.compress(content))
     first = [
-        [t for _, t in data.text_documents([str(tmp_path / n)])]
+        [t for _, t in corpora.text_documents([str(tmp_path / n)])]
         for n in ("x.txt", "x.txt.gz", "x.txt.xz")
     ]
     assert first[0] == first[1] == first[2] == stories(30)
@@ -282,7 +282,7 @@ def test_a_dataset_that_is_not_prepared_or_of_another_vocabulary_is_refused(text
 
 
 def test_the_order_of_batches_can_be_changed():
-    """Batches are skipped, repeated or replaced by their number alone; all else stays bit for bit."""
+    """Batches are skipped, repeated or replaced by their number; all else stays bit for bit."""
     corpus, run = datasets.open_dataset("synthetic", 64), protocol.scales()["smoke"].base
     T = run.model.seq_len
 
@@ -583,7 +583,7 @@ def test_the_damaged_standard_library_is_prepared_again_with_a_line(home, monkey
 def test_the_standard_library_is_split_as_ever():
     """Its fingerprint is in the keys of stored runs: held out by path, all else as before."""
     kept = datasets._texts("stdlib", None, None, None, print)
-    documents = data.stdlib_documents()
+    documents = corpora.stdlib_documents()
     share = 0.05 * 2**32
     held = [
         text
@@ -822,10 +822,10 @@ def test_what_sentencepiece_cannot_train_on_is_said(tmp_path):
 def test_a_path_with_brackets_is_itself_before_it_is_a_glob(tmp_path, home):
     for name, first in (("book[1].txt", 0), ("book1.txt", 100)):
         (tmp_path / name).write_text("\f".join(stories(10, first)))
-    literal = [text for _, text in data.text_documents([str(tmp_path / "book[1].txt")])]
+    literal = [text for _, text in corpora.text_documents([str(tmp_path / "book[1].txt")])]
     assert literal == stories(10)
     (tmp_path / "book[1].txt").unlink()
-    matched = [text for _, text in data.text_documents([str(tmp_path / "book[1].txt")])]
+    matched = [text for _, text in corpora.text_documents([str(tmp_path / "book[1].txt")])]
     assert matched == stories(10, 100)
 
 
@@ -833,7 +833,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ftwo")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfthree"))
     paths = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")]
-    assert [text for _, text in data.text_documents(paths)] == ["one", "two", "three"]
+    assert [text for _, text in corpora.text_documents(paths)] == ["one", "two", "three"]
 
 
 def odd_files(tmp_path):

@@ -33,12 +33,15 @@ def scrambled(config_, seed=0):
 
 
 def reference(c, params, tokens, setting=model.PAPER):
-    """The paper's forward pass in NumPy, token by token where it is simplest. Returns logits and taps."""
+    """The paper's forward pass in NumPy, token by token where it is simplest: logits and taps."""
     p = jax.tree.map(np.asarray, params)
 
     def norm(x, scale):
         m, v = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
         return (x - m) / np.sqrt(v + 1e-6) * scale
+
+    def kappa_map(z):
+        return np.sqrt(setting["kappa"] / np.mean(z**2, -1, keepdims=True)) * z
 
     def rotate(x):  # (T, K) as complex numbers
         T, K = x.shape
@@ -64,22 +67,18 @@ def reference(c, params, tokens, setting=model.PAPER):
                 if c.qk_norm == "per_head":
                     q, k = norm(q, a["query_norm"]["scale"]), norm(k, a["key_norm"]["scale"])
                 if c.qk_norm == "kappa":
-                    q, k = (
-                        np.sqrt(setting["kappa"] / np.mean(z**2, -1, keepdims=True)) * z
-                        for z in (q, k)
-                    )
+                    q, k = kappa_map(q), kappa_map(k)
                 q, k = rotate(q), rotate(k)
                 lengths.append(np.linalg.norm(q, axis=-1))
                 out = np.zeros_like(v)
                 for t in range(len(h)):
                     logits = k[: t + 1] @ q[t] / c.d_head ** setting["attention_power"]
                     biggest = max(biggest, np.abs(logits).max())
-                    w = np.exp(logits - logits.max())
-                    w = (
-                        w / w.sum()
-                        if c.attention == "softmax"
-                        else np.maximum(logits, 0) ** 2 / np.sqrt(len(h))
-                    )
+                    if c.attention == "softmax":
+                        w = np.exp(logits - logits.max())
+                        w = w / w.sum()
+                    else:
+                        w = np.maximum(logits, 0) ** 2 / np.sqrt(len(h))
                     out[t] = w @ v[: t + 1]
                 heads.append(out)
             update[s] = np.concatenate(heads, -1) @ a["out"]["kernel"]
@@ -118,9 +117,8 @@ def test_forward_pass_and_taps_agree_with_numpy(c, h):
 def test_cosine_tap_is_that_of_the_last_query():
     tokens = np.random.default_rng(1).integers(OFF.vocab_size, size=(2, 1))
     _, taps = model.apply(OFF, scrambled(OFF), np.repeat(tokens, 2, axis=1)[:, :1])
-    logit = taps["max_attention_logit"] * np.sqrt(
-        OFF.d_head
-    )  # one key, two heads: |logit| is bounded by the norms
+    # One key, two heads: |logit| is bounded by the norms.
+    logit = taps["max_attention_logit"] * np.sqrt(OFF.d_head)
     assert np.all(taps["qk_cosine"] <= 1.0 + 1e-5) and np.all(taps["qk_cosine"] > 0)
     assert np.all(logit <= OFF.n_heads * taps["q_norm"] * taps["k_norm"] * OFF.n_heads + 1e-5)
 
@@ -137,9 +135,9 @@ def test_a_probe_that_is_off_changes_no_logit_and_reports_zeros():
 @pytest.mark.parametrize("c", [CONFIG, OFF], ids=["qk-layernorm", "none"])
 def test_parameter_count_is_the_papers_formula(c):
     params = model.init(c, jax.random.key(0))
-    norms = (2 * c.n_layers + 1) * c.d_model + (
-        2 * c.n_layers * c.d_head if c.qk_norm == "per_head" else 0
-    )
+    norms = (2 * c.n_layers + 1) * c.d_model
+    if c.qk_norm == "per_head":
+        norms += 2 * c.n_layers * c.d_head
     expected = 12 * c.n_layers * c.d_model**2 + 2 * c.vocab_size * c.d_model + norms
     assert sum(p.size for p in jax.tree.leaves(params)) == expected
 
@@ -170,9 +168,8 @@ def test_initial_weights_have_the_papers_distributions():
     ):
         kernel = np.asarray(w["kernel"])
         assert kernel.shape[0] == fan_in and kernel.std() == pytest.approx(fan_in**-0.5, rel=0.03)
-        assert (
-            np.abs(kernel).max() <= 2.0 / 0.8796 * fan_in**-0.5 * 1.001
-        )  # truncated at two standard deviations
+        # Truncated at two standard deviations; what is left has 0.8796 of the normal's.
+        assert np.abs(kernel).max() <= 2.0 / 0.8796 * fan_in**-0.5 * 1.001
     assert np.all(p["final_norm"]["scale"] == 1) and np.all(a["query_norm"]["scale"] == 1)
     assert a["query_norm"]["scale"].shape == (16,)
 
@@ -190,34 +187,29 @@ def test_kappa_bounds_the_logits_by_kappa_root_d_head():
     c = varied(qk_norm="kappa")
     tokens = np.random.default_rng(0).integers(c.vocab_size, size=(3, c.seq_len))
     for kappa in (0.1, 100.0):
-        _, taps = model.apply(
-            c, scrambled(c), tokens, True, {"attention_power": 0.5, "kappa": kappa}
-        )
+        h = {"attention_power": 0.5, "kappa": kappa}
+        _, taps = model.apply(c, scrambled(c), tokens, True, h)
         largest = np.asarray(taps["max_attention_logit"])
-        assert np.all(largest <= kappa * np.sqrt(c.d_head) * 1.001) and np.all(
-            largest > 0.5 * kappa
-        )
+        assert np.all(largest <= kappa * np.sqrt(c.d_head) * 1.001)
+        assert np.all(largest > 0.5 * kappa)
         np.testing.assert_allclose(taps["q_norm"], np.sqrt(kappa * c.d_head), rtol=1e-3)
 
 
 def test_mu_param_scales_the_initial_head_and_zeroes_queries():
     plain = model.init(CONFIG, jax.random.key(0))
-    scaled = model.init(
-        CONFIG, jax.random.key(0), model.PAPER | {"head_init": 0.5, "query_init": 0.0}
-    )
+    h = model.PAPER | {"head_init": 0.5, "query_init": 0.0}
+    scaled = model.init(CONFIG, jax.random.key(0), h)
     np.testing.assert_array_equal(scaled["head"]["kernel"], 0.5 * plain["head"]["kernel"])
     a, b = (p["blocks"][1]["attention"] for p in (plain, scaled))
-    assert not np.any(b["query"]["kernel"]) and np.array_equal(
-        a["key"]["kernel"], b["key"]["kernel"]
-    )
+    assert not np.any(b["query"]["kernel"])
+    assert np.array_equal(a["key"]["kernel"], b["key"]["kernel"])
 
 
 def test_loss_at_initialization_is_ln_v_plus_a_half():
     c = config.ModelConfig(128, 2, 16, 4096, 64, "per_head", "float32")
     tokens = np.random.default_rng(0).integers(c.vocab_size, size=(1, 4, 65), dtype=np.int32)
-    loss = jax.jit(lambda t: train.evaluate(c, model.PAPER, model.init(c, jax.random.key(1)), t))(
-        tokens
-    )
+    params = model.init(c, jax.random.key(1))
+    loss = jax.jit(lambda tokens: train.evaluate(c, model.PAPER, params, tokens))(tokens)
     assert float(loss) == pytest.approx(np.log(4096) + 0.5, abs=0.1)
 
 
@@ -235,7 +227,8 @@ def test_layer_norm_gradient_is_appendix_c_and_autodiff():
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(pull(jnp.float32(g)), pull_plain(jnp.float32(g)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
-    # Appendix C, for the normalization alone (inputs of mean zero): m^(-1/2) [α⊙∇z − x ⟨∇z, α⊙x⟩/(n·m)]
+    # Appendix C, for the normalization alone (inputs of mean zero):
+    # m^(-1/2) [α⊙∇z − x ⟨∇z, α⊙x⟩/(n·m)]
     centered = x - x.mean(-1, keepdims=True)
     m, n = (centered**2).mean(-1, keepdims=True) + 1e-6, x.shape[-1]
     inner = (g * scale * centered).sum(-1, keepdims=True)
@@ -258,9 +251,8 @@ def test_layer_norm_along_an_inner_axis_is_that_of_the_last_axis_transposed():
 
 
 def test_tensors_of_one_shape_are_drawn_independently():
-    params = model.init(
-        config.ModelConfig(64, 2, 16, 64, 8, "per_head", "float32"), jax.random.key(0)
-    )
+    c = config.ModelConfig(64, 2, 16, 64, 8, "per_head", "float32")
+    params = model.init(c, jax.random.key(0))
     square = [
         b["attention"][n]["kernel"].ravel()
         for b in params["blocks"].values()
@@ -277,9 +269,8 @@ def test_dense_gradients_equal_autodiff(shape):
         for i, n in enumerate(shape)
     )
     w = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
-    for mine, theirs in zip(
-        jax.vjp(ops.dense, x, w)[1](g), jax.vjp(jnp.matmul, x, w)[1](g), strict=True
-    ):
+    pull, pull_plain = jax.vjp(ops.dense, x, w)[1], jax.vjp(jnp.matmul, x, w)[1]
+    for mine, theirs in zip(pull(g), pull_plain(g), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -288,7 +279,6 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     params, tokens = scrambled(CONFIG), np.zeros((2, 12), int)
     low, _ = model.apply(c, params, tokens)
     full, _ = model.apply(CONFIG, params, tokens)
-    assert low.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(params)} == {
-        jnp.dtype("float32")
-    }
+    assert low.dtype == jnp.float32
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
     assert 1e-4 < np.abs(low - full).max() < 0.2

@@ -9,10 +9,8 @@ from proxies_lib.science import protocol
 
 
 def hyper(**changes):
-    return {
-        k: jnp.float32(v)
-        for k, v in optim.inputs(config.replace(config.Run(), **changes).hparams).items()
-    }
+    run = config.replace(config.Run(), **changes)
+    return {name: jnp.float32(value) for name, value in optim.inputs(run.hparams).items()}
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 30])
@@ -95,16 +93,15 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
 
 
 def test_a_tensors_own_learning_rate_leaves_decay_alone():
-    """linear_lr moves kernels only, RMS scaling every tensor by max(RMS, 1e-3); decay is untouched (P1, E.14)."""
+    """linear_lr moves kernels only, RMS scaling every tensor by max(RMS, 1e-3) (P1, Fig. E.14)."""
     small = {"kernel": 0.01 * PARAMS["kernel"], "scale": jnp.full(3, 1e-6)}
     still = hyper(weight_decay=1e-2, lr=0.1)
 
     def moved(**changes):
         h = hyper(weight_decay=1e-2, lr=0.1, **changes)
         delta = jax.tree.map(jnp.ones_like, small)
-        stepped, decayed = (
-            optim.descend(small, d, 2500, h) for d in (delta, jax.tree.map(jnp.zeros_like, small))
-        )
+        stepped = optim.descend(small, delta, 2500, h)
+        decayed = optim.descend(small, jax.tree.map(jnp.zeros_like, small), 2500, h)
         return jax.tree.map(lambda d, s: float(jnp.mean(d - s)), decayed, stepped), decayed
 
     normal, decayed = moved()
@@ -126,9 +123,8 @@ def test_without_epsilon_an_unseen_gradient_moves_nothing():
     gradient = {"kernel": jnp.array([[0.0, 1e-12], [-1e-30, 2.0]])}
     params = jax.tree.map(jnp.ones_like, gradient)
     delta, state = optim.adam(h).update(gradient, optim.adam(h).init(params))
-    np.testing.assert_allclose(
-        delta["kernel"], [[0, 1], [0, 1]], atol=1e-6
-    )  # (1e-30)² underflows: v is 0 there
+    # (1e-30)² underflows: v is 0 there.
+    np.testing.assert_allclose(delta["kernel"], [[0, 1], [0, 1]], atol=1e-6)
     flipped = {"kernel": jnp.array([[0.0, -1e-12], [0.0, 2.0]])}
     delta, _ = optim.adam(h).update(flipped, state)
     assert np.isfinite(delta["kernel"]).all() and delta["kernel"][0, 0] == 0
@@ -149,21 +145,18 @@ def test_gradients_underflow_as_their_format_does(dtype, smallest):
     gradient = {"w": jnp.array([smallest, smallest / 4, -smallest / 4, 1.0])}
     for scale in (1.0, 64.0):
         seen = optim.rounded(gradient, dtype, scale)["w"]
-        kept = [smallest, *((0, 0) if scale == 1 else (smallest / 4, -smallest / 4)), 1.0]
-        np.testing.assert_allclose(seen, kept, rtol=1e-6)
+        small = [0, 0] if scale == 1 else [smallest / 4, -smallest / 4]
+        np.testing.assert_allclose(seen, [smallest, *small, 1.0], rtol=1e-6)
 
 
 def test_what_is_observed_of_adam():
     h = {"b1": jnp.float32(0.9), "b2": jnp.float32(0.95)}
     g = {"embed": jnp.array([1.0, 1.0, 0.0, 0.0])}
-    last, moments = (
-        {"embed": jnp.array([1.0, -1.0, 0.0, 0.0])},
-        (1, {"embed": 0.1 * g["embed"]}, {"embed": 0.05 * g["embed"]}),
-    )
+    last = {"embed": jnp.array([1.0, -1.0, 0.0, 0.0])}
+    moments = (1, {"embed": 0.1 * g["embed"]}, {"embed": 0.05 * g["embed"]})
     seen = optim.observe(3, g, last, {"embed": jnp.array([0.0, 1.4, -9.0, 0.2])}, moments, h)
-    np.testing.assert_allclose(
-        seen["ratio/embed"], [0, 0.5, 0.5], atol=1e-6
-    )  # r is 1, 1, 0, 0; bins end at ±0.5
+    # r is 1, 1, 0, 0; bins end at ±0.5
+    np.testing.assert_allclose(seen["ratio/embed"], [0, 0.5, 0.5], atol=1e-6)
     np.testing.assert_allclose(seen["update/embed"], [0.25, 0.5, 0.25], atol=1e-6)
     assert float(seen["gradient_cosine/embed"]) == 0 and float(seen["zero_gradients/embed"]) == 0.5
 

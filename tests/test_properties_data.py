@@ -425,7 +425,7 @@ def test_a_damaged_tokenizer_is_refused_or_makes_a_dataset_that_opens(flips, kee
             return
         assert datasets.open_dataset("flipped", dataset.vocab_size) == dataset
         for split in prepared.SPLITS:
-            assert prepared._tokens(dataset)[split].max() < dataset.vocab_size
+            assert prepared.tokens_of(dataset)[split].max() < dataset.vocab_size
 
 
 # ------------------------------------------------------------------ batches and the command

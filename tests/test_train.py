@@ -39,9 +39,8 @@ def test_training_learns_the_structure_and_stays_above_the_entropy_floor():
     result = Trainer(*run.program).train([run], SYNTHETIC)[0]
     p = data.zipf(64)
     unigram, floor = -np.sum(p * np.log(p)), data.synthetic_entropy(64, run.model.seq_len)
-    assert (
-        floor < result["final_loss"] < unigram - 0.1
-    )  # more than token frequencies: attention found the copies
+    # More than token frequencies: attention found the copies.
+    assert floor < result["final_loss"] < unigram - 0.1
     assert result["init_loss"] > np.log(64)
 
 
@@ -54,11 +53,12 @@ def test_same_configuration_same_bits_another_seed_other_bits(trainer, smoke):
 def test_hyperparameters_are_inputs_one_program_serves_them_all(trainer, smoke):
     """No compilation happens when anything that is not a shape changes."""
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: (
-            compiled.append(name) if name.endswith("backend_compile_duration") else None
-        )
-    )
+
+    def listen(name, *_, **__):
+        if name.endswith("backend_compile_duration"):
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     changes = [
         {"lr": 0.3},
         {"decay": "coupled", "weight_decay": 0.1},
@@ -77,23 +77,19 @@ def test_hyperparameters_are_inputs_one_program_serves_them_all(trainer, smoke):
         {"lr_scaling": "rms"},
         {"embedding_gradient": 0.01},
     ]
-    losses = {
-        trainer.train([replace(smoke, **change)], SYNTHETIC)[0]["final_loss"] for change in changes
-    }
+    runs = [replace(smoke, **change) for change in changes]
+    losses = {trainer.train([run], SYNTHETIC)[0]["final_loss"] for run in runs}
     assert len(losses) == len(changes) and not compiled
     Trainer(*replace(smoke, d_model=16).program)
-    assert len(compiled) == 3  # start, advance, judge: the listener does see compilations
+    assert len(compiled) == 3  # init, chunk, evaluate: the listener does see compilations
 
 
 def test_divergence_is_data(trainer, smoke):
     result = trainer.train([replace(smoke, lr=1e30, z_loss=0.0)], SYNTHETIC)[0]
     assert result["diverged"] and np.isnan(result["final_loss"])
     points = len(result["curves"]["loss"])
-    assert (
-        points
-        == result["diverged_step"] // smoke.train.log_every + 1
-        < smoke.hparams.steps // smoke.train.log_every
-    )
+    assert points == result["diverged_step"] // smoke.train.log_every + 1
+    assert points < smoke.hparams.steps // smoke.train.log_every
     assert np.isfinite(result["curves"]["loss"][: points - 1]).all()
 
 
@@ -112,20 +108,15 @@ def test_a_call_is_as_long_as_small_runs_need_and_ends_with_the_run():
     for scale, study in protocol.scales().items():
         for d, n in study.sizes:
             run = replace(study.base, d_model=d, n_layers=n)
-            points, flops = (
-                layout_alone(run).points,
-                run.flops / run.hparams.steps * run.train.log_every,
-            )
-            assert (
-                1 <= points <= MAX_POINTS
-                and run.hparams.steps % (points * run.train.log_every) == 0
-            )
+            points = layout_alone(run).points
+            flops = run.flops / run.hparams.steps * run.train.log_every
+            assert 1 <= points <= MAX_POINTS
+            assert run.hparams.steps % (points * run.train.log_every) == 0
             assert points == 1 or points * flops <= FLOPS_OF_CALL
             assert points > 1 if scale in ("smoke", "laptop") else points == 1
     base = protocol.scales()["laptop"].base
-    assert (
-        len({layout_alone(replace(base, steps=k * base.hparams.steps)) for k in (1, 2, 8)}) == 1
-    ), "one program"
+    longer = [replace(base, steps=k * base.hparams.steps) for k in (1, 2, 8)]
+    assert len({layout_alone(run) for run in longer}) == 1, "one program"
     assert layout_alone(replace(base, steps=7 * base.train.log_every, warmup_steps=1)).points == 1
 
 
@@ -138,9 +129,8 @@ def test_lanes_do_not_see_their_neighbours(smoke):
     broken = lanes.train([replace(smoke, lr=1e30, z_loss=0.0), others[0], mine], SYNTHETIC)
     same(alone, broken[2])
     assert broken[0]["diverged"] and not broken[1]["diverged"]
-    assert (
-        len(broken[0]["curves"]["loss"]) == broken[0]["diverged_step"] // smoke.train.log_every + 1
-    )
+    points = broken[0]["diverged_step"] // smoke.train.log_every + 1
+    assert len(broken[0]["curves"]["loss"]) == points
 
 
 def test_lanes_agree_with_one_run_at_a_time(trainer, smoke):
@@ -167,12 +157,10 @@ def test_curves_hold_taps_and_tensor_statistics_by_name(trainer, smoke):
     ):
         assert curves[name].shape == curves["step"].shape and np.isfinite(curves[name]).all(), name
     assert curves["step"].tolist() == list(range(4, 40, 5))
-    squares = sum(
-        (curves[n].astype(float) ** 2)[-1] * size for n, size in tensor_sizes(smoke).items()
-    )
-    assert (
-        curves["gradient_norm"][-1] >= np.sqrt(squares) * 0.999
-    )  # the largest of the chunk against its last step
+    sizes = tensor_sizes(smoke)
+    squares = sum((curves[name].astype(float) ** 2)[-1] * size for name, size in sizes.items())
+    # The largest of the chunk against its last step.
+    assert curves["gradient_norm"][-1] >= np.sqrt(squares) * 0.999
 
 
 def tensor_sizes(run):

@@ -119,7 +119,7 @@ class _Training:
         self.h = {name: self.trainer.put(value, everywhere) for name, value in numbers.items()}
         dataset = datasets.open_dataset(run.data, run.model.vocab_size)
         self.tokens = self.trainer.tokens(dataset, [run.order] * max(layout.lanes, 1), 0)
-        self.state = self.trainer.start(
+        self.state = self.trainer.init(
             self.h, self.trainer.put(np.zeros(lead, np.int32), everywhere)
         )
         self.advance()
@@ -128,7 +128,7 @@ class _Training:
         import jax
 
         started = time.perf_counter()
-        self.state, metrics = self.trainer.advance(self.h, self.state, self.tokens)
+        self.state, metrics = self.trainer.chunk(self.h, self.state, self.tokens)
         metrics = jax.device_get(metrics)
         self.times.append((time.perf_counter() - started) / self.steps)
         return metrics
@@ -174,7 +174,7 @@ def measure_step(seconds: float):
                 short.advance()
         per_round = np.reshape(short.times[1:], (-1, points)).mean(1)
         steps, flops = 1 / statistics.median(normal.times[1:]), run.flops / run.hparams.steps
-        memory = normal.trainer.advance.memory_analysis()
+        memory = normal.trainer.chunk.memory_analysis()
         # What happens once in n steps costs c/n of each: two values of n, `points` times apart, tell c.
         calls = (np.median(per_round / normal.times[1:]) - 1) / (points - 1)
         taps = 1 - np.median(np.divide(bare.times[1:], normal.times[1:]))
@@ -197,8 +197,10 @@ def measure_step(seconds: float):
 
 def _without_taps():
     """Where a program is traced: its probes then see nothing, and cost nothing."""
-    observe = ops.when
-    return unittest.mock.patch.object(ops, "when", lambda probe, *seen: observe(False, *seen))
+    observe = ops.zeros_unless
+    return unittest.mock.patch.object(
+        ops, "zeros_unless", lambda probe, *seen: observe(False, *seen)
+    )
 
 
 KINDS = ("products", "reductions", "other")
@@ -244,7 +246,7 @@ def measure_profile(seconds: float):
             training.advance()
         step = statistics.median(training.times[1:])
         kinds, spent, counts = (
-            kernels(training.trainer.advance.as_text()),
+            kernels(training.trainer.chunk.as_text()),
             collections.Counter(),
             collections.Counter(),
         )
@@ -306,7 +308,7 @@ def measure_lanes(seconds: float, runs: list[config.Run] | None = None):
         steps, wide = (1 / statistics.median(each.times[1:]) for each in (one, all_))
         wide *= max(layout.lanes, 1)
         tokens, flops = run.train.batch_size * run.model.seq_len, run.flops / run.hparams.steps
-        memory = all_.trainer.advance.memory_analysis()
+        memory = all_.trainer.chunk.memory_analysis()
         yield {
             "d_model": run.model.d_model,
             "n_layers": run.model.n_layers,

@@ -23,9 +23,9 @@ from proxies_lib.prepared import (
     MAX_PIECES,
     SPLITS,
     DamagedDataset,
-    _fingerprint,
-    _Folder,
-    _map,
+    PreparedFolder,
+    fingerprint_of,
+    map_tokens,
 )
 from proxies_lib.runs.corpora import (
     c4_documents,
@@ -89,7 +89,7 @@ def _is_prepared(name: str, path: pathlib.Path) -> bool:
 
 
 def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset:
-    with _Folder(name, path) as prepared:
+    with PreparedFolder(name, path) as prepared:
         manifest = prepared.manifest()
     found = manifest["vocab_size"]
     if found != vocab_size and name == "stdlib":  # whose folder is one of this vocabulary
@@ -98,7 +98,7 @@ def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset
         refuse("vocab_size", vocab_size, f"dataset {name} has {found} pieces")
     dataset = Dataset(name, vocab_size, manifest["fingerprint"], str(path))
     if read:
-        _map(dataset)
+        map_tokens(dataset)
     return dataset
 
 
@@ -110,7 +110,7 @@ def describe_all() -> list[str]:
         if name.startswith("."):  # a preparation under way
             continue
         try:
-            with _Folder(name, path.parent) as prepared:
+            with PreparedFolder(name, path.parent) as prepared:
                 manifest = prepared.manifest()
         except UserError as error:
             lines.append(str(error))
@@ -339,7 +339,7 @@ def _write(where: pathlib.Path, source: str, texts, model: bytes | None, pieces:
             f"{counts['bytes'] / 1e6:.1f} MB of text, {counts['tokens']:,} tokens, "
             f"{counts['unknown'] / counts['tokens']:.2%} <unk> ({time.monotonic() - started:.0f} s)"
         )
-    manifest["fingerprint"] = _fingerprint(manifest)
+    manifest["fingerprint"] = fingerprint_of(manifest)
     with _written(where / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
     return manifest

@@ -21,7 +21,7 @@ import sys
 import threading
 
 from proxies_lib.config import UserError, refuse
-from proxies_lib.prepared import FILES, _Folder
+from proxies_lib.prepared import FILES, PreparedFolder
 
 
 def refuse_foreign(target: pathlib.Path, own: bool):
@@ -54,7 +54,7 @@ def _has_manifest(path: pathlib.Path, beside_tokens: bool) -> bool:
     if beside_tokens:
         return (path / "manifest.json").is_file()
     try:
-        with _Folder(path.name, path) as prepared:
+        with PreparedFolder(path.name, path) as prepared:
             return bool(prepared.read_manifest())
     except UserError:
         return False

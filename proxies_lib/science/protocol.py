@@ -11,12 +11,12 @@ from proxies_lib.config import (
     ModelConfig,
     Run,
     TrainConfig,
-    _typed,
     component,
     digest,
     grid,
     refuse,
     replace,
+    typed,
 )
 
 
@@ -211,7 +211,7 @@ def study(
         refuse("overrides", overrides, "must be a dictionary of names and values")
     overrides = dict(overrides or {})
     own_name = (
-        component("label", _typed("label", overrides.pop("label"), str))
+        component("label", typed("label", overrides.pop("label"), str))
         if "label" in overrides
         else ""
     )
@@ -219,7 +219,7 @@ def study(
     for name, value in overrides.items():
         if name in SWEPT:
             kind = int if name != "lr" else float
-            _typed(name, value, kind)
+            typed(name, value, kind)
             refuse(name, value, f"is swept by the notebooks; set {SWEPT[name]} instead")
         if name in ("sizes", "lrs", "seeds"):
             lists[name] = _typed_list(name, value)
@@ -264,5 +264,5 @@ def _typed_list(name: str, value):
     if name == "sizes":
         if not all(isinstance(v, (list, tuple)) and len(v) == 2 for v in value):
             refuse(name, value, "must be a list of [d_model, n_layers]")
-        return tuple(tuple(_typed(name, x, int) for x in v) for v in value)
-    return tuple(sorted(_typed(name, v, float if name == "lrs" else int) for v in value))
+        return tuple(tuple(typed(name, x, int) for x in v) for v in value)
+    return tuple(sorted(typed(name, v, float if name == "lrs" else int) for v in value))
