@@ -44,10 +44,8 @@ def same(a: dict, b: dict) -> bool:
 @pytest.mark.parametrize("lanes", (0, 4))
 def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeypatch, lanes):
     runs = [replace(smoke, seed=seed) for seed in range(3 if lanes else 1)]
-    keys, corpus = (
-        [str(run.order.seed) for run in runs],
-        datasets.open_dataset(smoke.data, smoke.model.vocab_size),
-    )
+    keys = [str(run.order.seed) for run in runs]
+    corpus = datasets.open_dataset(smoke.data, smoke.model.vocab_size)
     trainer = Trainer(*smoke.program, Layout(lanes=lanes))
     whole = trainer.train(runs, corpus)
     after, chunks = checkpoint.Group.after, len(whole[0]["curves"]["step"])
@@ -79,20 +77,16 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeyp
 def test_rewinding_and_skipping_is_a_run_that_never_saw_the_batches(smoke, often, monkeypatch):
     """PaLM's remedy: from a checkpoint before the spike, the batches that made it left out."""
     run = replace(smoke, rare_batch=17, rare_batches=3, histograms=8)
-    skipping, corpus = (
-        replace(run, skip_step=15, skip_batches=5),
-        datasets.open_dataset(run.data, run.model.vocab_size),
-    )
+    skipping = replace(run, skip_step=15, skip_batches=5)
+    corpus = datasets.open_dataset(run.data, run.model.vocab_size)
     trainer = Trainer(*run.program)
     group = checkpoint.Group([run], ["key"], trainer.layout)
     monkeypatch.setattr(checkpoint, "KEEP", 99)
     spiked = trainer.train([run], corpus, group)[0]
     begin = group.restore(*trainer.abstract(), step=15)
     assert len(begin[2]) == 3 and group.restore(*trainer.abstract(), step=16) is None
-    rewound, never = (
-        trainer.train([skipping], corpus, begin=begin)[0],
-        trainer.train([skipping], corpus)[0],
-    )
+    (rewound,) = trainer.train([skipping], corpus, begin=begin)
+    (never,) = trainer.train([skipping], corpus)
     assert same(rewound, never) and not same(rewound, spiked)
     assert np.array_equal(rewound["curves"]["loss"][:3], spiked["curves"]["loss"][:3])
 

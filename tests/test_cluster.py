@@ -1,4 +1,4 @@
-"""The Ray engine on simulated nodes; the templates of deploy/ as far as one machine can run them."""
+"""The Ray engine on simulated nodes; the templates of deploy/ as far as one machine runs them."""
 
 import collections
 import os
@@ -58,9 +58,8 @@ def test_a_worker_of_an_accelerator_trains_lanes(tmp_path, runs):
 
 def test_a_node_must_have_the_drivers_corpus_and_code(own_world, smoke):
     worker = cluster.Worker(0)
-    assert (
-        worker.check({("synthetic", 64): datasets.open_dataset("synthetic", 64).fingerprint}) == ""
-    )
+    fingerprint = datasets.open_dataset("synthetic", 64).fingerprint
+    assert worker.check({("synthetic", 64): fingerprint}) == ""
     assert "data='nowhere': is not prepared here" in worker.check({("nowhere", 64): "f"})
     assert "data='synthetic': fingerprint" in worker.check({("synthetic", 64): "another"})
     with pytest.raises(UserError, match="another version of proxies_lib"):
@@ -261,28 +260,21 @@ def test_the_kubernetes_job_covers_every_shard_once(tmp_path, path):
     stub(tmp_path / "bin" / "proxies", 'echo "$@"')
     for job in (shards, finish):
         pod = job["spec"]["template"]["spec"]
-        assert (job["apiVersion"], job["kind"], pod["restartPolicy"]) == (
-            "batch/v1",
-            "Job",
-            "Never",
-        )
-        assert {m["name"] for c in pod["containers"] for m in c["volumeMounts"]} == {
-            v["name"] for v in pod["volumes"]
-        }
+        kind = (job["apiVersion"], job["kind"], pod["restartPolicy"])
+        assert kind == ("batch/v1", "Job", "Never")
+        mounted = {mount["name"] for c in pod["containers"] for mount in c["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
     assert shards["spec"]["completionMode"] == "Indexed" and finish["spec"]["suspend"]
-    n, container = (
-        shards["spec"]["completions"],
-        shards["spec"]["template"]["spec"]["containers"][0],
-    )
+    n = shards["spec"]["completions"]
+    container = shards["spec"]["template"]["spec"]["containers"][0]
     assert container["command"] == ["bash", "-c"]
     environment = {e["name"]: e["value"] for e in container["env"] if "value" in e} | {"PATH": path}
     calls = [
         bash("-c", *container["args"], **environment, JOB_COMPLETION_INDEX=str(i)).split()
         for i in range(n)
     ]
-    assert [cli._shard(call[call.index("--shard") + 1]) for call in calls] == [
-        (i, n) for i in range(1, n + 1)
-    ]
+    shards_trained = [cli._shard(call[call.index("--shard") + 1]) for call in calls]
+    assert shards_trained == [(i, n) for i in range(1, n + 1)]
     assert len({call[call.index("--store") + 1] for call in calls}) == n
     for call in calls:
         cli._parser().parse_args(call)
@@ -290,15 +282,12 @@ def test_the_kubernetes_job_covers_every_shard_once(tmp_path, path):
 
 def test_the_tpu_pod_script_runs_the_same_command_on_every_host(tmp_path, path):
     stub(tmp_path / "bin" / "gcloud", 'printf "%s\\n" "$@"')
-    script, common = (
-        str(DEPLOY / "tpu_pod.sh"),
-        {"PATH": path, "TPU": "slice", "ZONE": "zone", "REPOSITORY": "a b"},
-    )
+    script = str(DEPLOY / "tpu_pod.sh")
+    common = {"PATH": path, "TPU": "slice", "ZONE": "zone", "REPOSITORY": "a b"}
     common |= {"PROXIES_CHECKPOINTS": "/mnt/a b"}
     sent = bash(script, "run", "01", "--set", "lrs=[0.1, 1]", **common).splitlines()
-    assert (
-        sent[:7] == "compute tpus tpu-vm ssh slice --zone zone".split() and "--worker=all" in sent
-    )
+    assert sent[:7] == "compute tpus tpu-vm ssh slice --zone zone".split()
+    assert "--worker=all" in sent
     stub(tmp_path / "bin" / "there", 'printf "%s\\n" "$PROXIES_CHECKPOINTS" "$@"')
     command = sent[-1].replace("cd proxies", "true").replace(".venv/bin/proxies", "there")
     there = ["/mnt/a b", "run", "--distributed", "01", "--set", "lrs=[0.1, 1]"]

@@ -93,17 +93,12 @@ def test_export_replaces_equal_recipes_and_keeps_other_runs(tmp_path, smoke):
     for fingerprint, run in (("f1", smoke), ("f1", replace(smoke, seed=1)), ("f2", smoke)):
         folder = tmp_path / fingerprint / str(run.order.seed)
         store.write(folder, meta(run, fingerprint), CURVES)
-        tables.export(
-            *tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out"
-        )
-        tables.export(
-            *tables.table(find([run], folder, fingerprint=fingerprint), folder), tmp_path / "out"
-        )  # and again
+        for _ in range(2):
+            found = find([run], folder, fingerprint=fingerprint)
+            tables.export(*tables.table(found, folder), tmp_path / "out")
     runs, curves = tables.exported(tmp_path / "out")
-    assert (
-        sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")]
-        and len(curves) == 6
-    )
+    assert sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")]
+    assert len(curves) == 6
 
 
 def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(tmp_path, smoke):
@@ -194,10 +189,8 @@ def test_packed_records_and_tables_equal_loose_ones_bit_for_bit(tmp_path, smoke)
     pd.testing.assert_frame_equal(plain[0], packed[0])
     pd.testing.assert_frame_equal(plain[1], packed[1][list(plain[1])])
     both, curves = tables.table(find([runs[3], new, runs[0]], tmp_path), tmp_path)
-    assert (
-        both["seed"].tolist() == [3, 9, 0]
-        and list(dict.fromkeys(curves["key"])) == both["key"].tolist()
-    )
+    assert both["seed"].tolist() == [3, 9, 0]
+    assert list(dict.fromkeys(curves["key"])) == both["key"].tolist()
 
 
 def test_a_table_of_some_curves_holds_only_these(tmp_path, smoke):
@@ -230,10 +223,8 @@ def test_a_merge_brings_stores_and_packs_together_once(tmp_path, smoke):
     before = {
         p: p.read_bytes() for s in ("a", "b") for p in (tmp_path / s).rglob("*") if p.is_file()
     }
-    assert (
-        "5 runs merged, 1 already there, 1 of its own packed, 0 damaged; the store has 1 packs"
-        in merged(sources, here)
-    )
+    line = "5 runs merged, 1 already there, 1 of its own packed, 0 damaged; the store has 1 packs"
+    assert line in merged(sources, here)
     (first,) = pack_files(here)
     assert "0 runs merged, 6 already there, 0 of its own packed" in merged(sources, here)
     assert pack_files(here) == [first] and not loose(here)
@@ -271,16 +262,13 @@ def test_a_damaged_pack_is_one_line_and_its_runs_are_missing(tmp_path, smoke, ca
     found, (pack,) = find(runs, tmp_path), pack_files(tmp_path)
     flip(pack)
     assert [f.layer for f in find(runs, tmp_path)] == [""] * 3
-    assert (
-        capsys.readouterr().out
-        == f"store: pack {pack.name} is damaged or renamed; its runs count as missing\n"
-    )
+    line = f"store: pack {pack.name} is damaged or renamed; its runs count as missing\n"
+    assert capsys.readouterr().out == line
     assert store.read(tmp_path, found[0].key) is None
     with pytest.raises(UserError, match="3 of 3 runs were lost or damaged"):
         tables.table(found, tmp_path)
-    assert "0 runs merged, 0 already there, 0 of its own packed, 1 damaged" in merged(
-        [pack], tmp_path / "other"
-    )
+    line = "0 runs merged, 0 already there, 0 of its own packed, 1 damaged"
+    assert line in merged([pack], tmp_path / "other")
     records = fill(tmp_path, runs)  # trained again
     assert "3 of its own packed, 1 damaged" in merged([], tmp_path)
     assert pack_files(tmp_path) == [pack] and not loose(tmp_path)
@@ -291,11 +279,8 @@ def test_a_merge_leaves_damaged_records_and_small_packs_it_cannot_replace(tmp_pa
     fill(tmp_path, seeds(smoke, 3))
     flip(loose(tmp_path)[1])
     lines = merged([], tmp_path)
-    assert (
-        "record" in lines
-        and "2 of its own packed, 1 damaged" in lines
-        and len(loose(tmp_path)) == 1
-    )
+    assert "record" in lines and "2 of its own packed, 1 damaged" in lines
+    assert len(loose(tmp_path)) == 1
 
 
 def test_packs_stay_below_their_limit_and_small_ones_are_combined(tmp_path, smoke, monkeypatch):

@@ -25,7 +25,6 @@ import signal
 import sys
 import threading
 import warnings
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +32,7 @@ import numpy as np
 from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError
 from proxies_lib.layout import Layout
+from proxies_lib.train import Progress
 
 # FLOPs of a device between two checkpoints, by its kind: about five minutes of a laptop's core, of
 # an H200, or ten of a v5e chip.
@@ -211,14 +211,6 @@ def _everywhere(fine: bool) -> bool:
 # ------------------------------------------------------------------ a group under way
 
 
-class Restored(NamedTuple):
-    """Where training goes on."""
-
-    state: dict  # parameters, moments and step, on devices
-    first: np.ndarray  # evaluation before training, nats per token, of each lane
-    points: list[dict]  # logged so far
-
-
 class Group:
     """The checkpoints of runs that train together.
 
@@ -234,7 +226,7 @@ class Group:
         self.damaged = []  # steps that could not be restored
         self.failed = False  # a save has
 
-    def restore(self, state, metrics, step: int | None = None) -> Restored | None:
+    def restore(self, state, metrics, step: int | None = None) -> Progress | None:
         """The checkpoint at `step`, or the last whole one; None where there is none.
 
         `state` is abstract, with the shardings it is wanted in; `metrics` are those of a chunk
@@ -253,7 +245,7 @@ class Group:
                     jax.tree.map(lambda values, i=i: values[i], stacked)
                     for i in range(_points_until(candidate, metrics))
                 ]
-                return Restored(saved["state"], np.asarray(saved["first"]), points)
+                return Progress(saved["state"], np.asarray(saved["first"]), points)
             self.damaged.append(candidate)
             if jax.process_index() == 0:
                 name = self.folder.name

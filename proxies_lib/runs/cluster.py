@@ -153,7 +153,7 @@ class _Driver:
         self.jobs = engines.Jobs(plan, max(self.lanes, 1))
         self.awaited = {}
         self.losses = collections.Counter()  # workers that died, by the job that they had
-        self.progress = engines.Progress(plan.missing, plan.seconds, quiet)
+        self.progress = engines.ProgressBar(plan.missing, plan.seconds, quiet)
         slot = dict(SLOTS[self.kind])
         if self.kind == "CPU":
             slot["runtime_env"] = {"env_vars": settings.ONE_THREAD_AT_START}

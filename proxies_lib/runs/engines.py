@@ -135,7 +135,7 @@ def train_all(trainer, runs: list[Run], dataset: data.Dataset, keys: list[str] |
 # ------------------------------------------------------------------ telling
 
 
-class Progress:
+class ProgressBar:
     """Runs done and time left: a bar on a terminal, a line per tenth elsewhere.
 
     `seconds` is what a run of each program should take: runs weigh as much.

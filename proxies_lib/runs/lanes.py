@@ -25,7 +25,7 @@ def train(plan, quiet: bool):
     is_first = jax.process_index() == 0
     missing = _missing_at_first(plan)
     devices, trainers = jax.devices(), {}
-    progress = engines.Progress(missing, plan.seconds, quiet or not is_first)
+    progress = engines.ProgressBar(missing, plan.seconds, quiet or not is_first)
     with checkpoint.until_terminated():
         for layout, members in _groups(missing, devices):
             program = members[0].run.program

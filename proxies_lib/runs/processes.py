@@ -16,13 +16,13 @@ import threading
 
 from proxies_lib import config, paths, settings
 from proxies_lib.config import Run, UserError
-from proxies_lib.runs.engines import GO_ON, Job, Jobs, Progress
+from proxies_lib.runs.engines import GO_ON, Job, Jobs, ProgressBar
 
 
 def train(plan, workers: int, quiet: bool):
     """Train what `plan` misses, `workers` runs at a time. Raises UserError where a worker fails."""
     jobs = Jobs(plan, 1)
-    progress = Progress(plan.missing, plan.seconds, quiet)
+    progress = ProgressBar(plan.missing, plan.seconds, quiet)
     lock, stop = threading.Lock(), threading.Event()  # the lock guards jobs and progress
 
     def next_job(program) -> Job | None:
