@@ -169,10 +169,10 @@ def published(tmp_path, monkeypatch):
     runs = pd.DataFrame({column: ["x"] for column in report.PROVENANCE})
     study = protocol.study("smoke", {}, train=False, publish=True)
 
-    def save(y, commit="one"):
+    def save(y, commit="one", color="red"):
         monkeypatch.setattr(report.provenance, "commit", lambda: commit)
         fig, ax = plt.subplots()
-        ax.plot(y)
+        ax.plot(y, color=color)
         report.save(fig, "fig", {"line": pd.DataFrame({"y": y})}, runs, study)
         folder = outputs.target("figures", "smoke")
         return folder / "fig.png", folder / "fig.csv"
@@ -187,10 +187,13 @@ def test_a_picture_is_rewritten_only_when_its_pixels_or_numbers_change(published
     assert (png.read_bytes(), csv.read_bytes()) == before
     published([1, 3], commit="two")
     assert png.read_bytes() != before[0] and csv.read_bytes() != before[1]
+    before = png.read_bytes()
+    published([1, 3], commit="two", color="blue")
+    assert png.read_bytes() != before
     for damaged in (png, csv):
         content = damaged.read_bytes()
         damaged.write_bytes(content[: len(content) // 2])
-        published([1, 3], commit="two")
+        published([1, 3], commit="two", color="blue")
         assert damaged.read_bytes() == content
 
 
