@@ -115,10 +115,15 @@ def reference(commands: dict[str, str]) -> str:
     ]
     for layer, folder in LAYERS.items():
         parts.append(f"## Layer {layer}")
-        for path in sorted((paths.root() / folder).glob("*.py")):
-            if path.stem not in ("__init__", *ABOVE_ALL):
-                parts.append(_module(path))
+        for path in _modules(paths.root() / folder):
+            parts.append(_module(path))
     return "\n\n".join(parts) + "\n"
+
+
+def _modules(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The modules of a layer: of the core those of the top folder alone."""
+    files = folder.glob("*.py") if folder.name == "proxies_lib" else folder.rglob("*.py")
+    return sorted(path for path in files if path.stem not in ("__init__", *ABOVE_ALL))
 
 
 def _fields_of(kind: type) -> str:

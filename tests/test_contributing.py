@@ -46,7 +46,7 @@ def follow(title: str, project: pathlib.Path):
             continue
         old = path.read_text("utf-8")
         if edit["end"]:
-            new = old + block
+            new = f"{old}\n\n{block}"
         elif edit["how"] == "everywhere":
             assert edit["text"] in old
             new = old.replace(edit["text"], block.strip())
@@ -99,8 +99,17 @@ def test_add_a_section(project):
     assert (outputs / "papermill_runs/smoke/11_gradient_clipping.ipynb").exists()
 
 
-def test_add_an_intervention(project):
-    before = in_project(project, "-c", DEFAULT)
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """What the default run gives in the project as it is."""
+    folder = tmp_path_factory.mktemp("before") / "project"
+    folder.mkdir()
+    for name in ("proxies_lib", "notebooks"):
+        (folder / name).symlink_to(ROOT / name)
+    return in_project(folder, "-c", DEFAULT)
+
+
+def test_add_an_intervention(project, before):
     follow("Add an intervention", project)
     script = (
         f"{DEFAULT}\n"
@@ -112,8 +121,7 @@ def test_add_an_intervention(project):
     assert same == f"True {default.split()[1]}" and frozen.startswith("True") and frozen != same
 
 
-def test_another_optimizer(project):
-    before = in_project(project, "-c", DEFAULT)
+def test_another_optimizer(project, before):
     follow("Another optimizer", project)
     script = (
         f"{DEFAULT}\n"
