@@ -34,7 +34,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from proxies_lib.config import grid, replace
-from proxies_lib.runs import sweep
 from proxies_lib.science import analysis, checks, plots, report
 from proxies_lib.science.protocol import study
 
@@ -109,8 +108,7 @@ fits = [
 # that nobody could have known.
 
 # %%
-before = sweep.plan(held_out["without qk-layernorm"], prepare=False).found
-stored = sum(bool(run.layer) for run in before)
+stored = report.count_stored(held_out["without qk-layernorm"])
 prediction = report.predict(pd.concat(fits), small, stored, this)
 prediction.drop(columns="fitted_on").round(3)
 

@@ -62,10 +62,11 @@ def component(name: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Allowed:
-    """The values that a field may have: a test, and its words."""
+    """The values that a field may have: a test, its words, and the names where they are a few."""
 
     words: str
     holds: Callable[[object], bool]
+    names: tuple[str, ...] = ()
 
 
 POSITIVE = Allowed("must be above 0", lambda value: value > 0)
@@ -74,12 +75,10 @@ NOT_NEGATIVE = Allowed("must be 0 or more", lambda value: value >= 0)
 
 BELOW_ONE = Allowed("must be in [0, 1)", lambda value: 0 <= value < 1)
 
-ANY = Allowed("may be anything", lambda value: True)
-
 
 def one_of(*names: str) -> Allowed:
     """Any of `names`."""
-    return Allowed(f"must be one of {', '.join(names)}", names.__contains__)
+    return Allowed(f"must be one of {', '.join(names)}", names.__contains__, names)
 
 
 def knob(default, allowed: Allowed, about: str, younger: bool = False):

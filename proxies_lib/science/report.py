@@ -55,6 +55,11 @@ def collect(
     return analysis.with_loss(pd.concat(parts, ignore_index=True)), curves
 
 
+def count_stored(runs: list[Run]) -> int:
+    """How many of `runs` are in the store."""
+    return sum(bool(found.layer) for found in sweep.plan(runs, prepare=False).found)
+
+
 def _published_table(study: Study) -> pathlib.Path:
     """The folder of the committed table that a study reads where its store lacks a run."""
     published = paths.folder("papermill_runs")
