@@ -330,11 +330,12 @@ ON_NOVEL = (
 
 @pytest.fixture(scope="module")
 def novel(references, tmp_path_factory):
-    """A world with a prepared corpus, and the numbers of two runs on it."""
+    """A world with a prepared corpus, kept beside it as `prepared`, and the numbers of two runs on it."""
     world = World(tmp_path_factory.mktemp("novel"))
     target = TARGETS["data prepare"]
     target.before(world, references.first)
     assert target.run(world).status == 0
+    shutil.copytree(world.path("cache") / "data", world.folder / "prepared")
     assert world.run(ON_NOVEL).status == 0
     return world, _on_novel(world)
 
@@ -344,16 +345,18 @@ def _on_novel(world: World) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("file", "way"), TOKENS, ids=by_name)
-def test_no_run_is_stored_that_read_damaged_tokens(novel, world, ledger, file, way):
-    whole, expected = novel
-    world.copy("cache", whole)
+def test_no_run_is_stored_that_read_damaged_tokens(novel, ledger, file, way):
+    world, expected = novel
+    shutil.rmtree(world.path("store"), ignore_errors=True)
+    shutil.rmtree(world.path("cache") / "data")
+    shutil.copytree(world.folder / "prepared", world.path("cache") / "data")
     (path,) = (world.path("cache") / "data").rglob(file)
     way(path, random.Random(f"{SEED} {file} {way.__name__}"))
     ledger(f"prepared {file}", way.__name__)
     ended = world.run(ON_NOVEL)
     assert not ended.said_one_line(), ended.said_one_line()
     assert not world.records()
-    repaired = world.run(preparation(whole.folder / "corpora" / "corpus-2.txt"))
+    repaired = world.run(preparation(world.folder / "corpora" / "corpus-2.txt"))
     assert repaired.status == 0, repaired.err
     again = world.run(ON_NOVEL)
     assert again.status == 0, again.err
