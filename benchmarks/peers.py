@@ -1,13 +1,17 @@
 """Sweep throughput beside nanoGPT and NanoDO, driven from their public code on the same cores.
 
-    python benchmarks/peers.py --nanogpt CHECKOUT --torch-python PYTHON --nanodo CHECKOUT [--rounds 3] [--seconds 8] [--shapes 32,2]
+    python benchmarks/peers.py --nanogpt CHECKOUT --torch-python PYTHON --nanodo CHECKOUT \\
+        [--rounds 3] [--seconds 8] [--shapes 32,2]
 
-The question: 7 learning rates × 2 arms of 400 steps at (d, L), heads of 16, V 1024, 16 × 64 tokens, float32. Ours is
-trained in full from an empty store and an empty cache: data, evaluation, taps, records, start-up and compilation
-included. A peer is given the benefit of every doubt: its step alone is timed on tokens in memory, without data,
-evaluation or logging, and the sweep's time is its start-up and compilation plus 14 × 400 such steps. Its arrangements:
-nanoGPT eager or compiled, as one process of two threads or two processes of one; NanoDO as one process, compiled again
-for each run (its learning rate is a constant of the program). Arrangements alternate in rounds; medians are printed.
+The question: 7 learning rates × 2 arms of 400 steps at (d, L), heads of 16, V 1024, 16 × 64 tokens,
+float32. Ours is trained in full from an empty store and an empty cache: data, evaluation, taps,
+records, start-up and compilation included.
+
+A peer is given the benefit of every doubt: its step alone is timed on tokens in memory, without
+data, evaluation or logging, and the sweep's time is its start-up and compilation plus 14 × 400
+such steps. Its arrangements: nanoGPT eager or compiled, as one process of two threads or two
+processes of one; NanoDO as one process, compiled again for each run (its learning rate is a
+constant of the program). Arrangements alternate in rounds; medians are printed.
 """
 
 import argparse
@@ -123,7 +127,8 @@ def child(python: str, options, name: str, shape, core: int | None, **more) -> s
 
 
 def peer_sweep(children: list, runs_share: int, startups: int) -> float:
-    """Seconds of the whole sweep: the slowest process, each doing `runs_share` runs after `startups` start-ups."""
+    """Seconds of the whole sweep: the slowest process, each doing `runs_share` runs after
+    `startups` start-ups."""
     replies = [json.loads(c.communicate()[0].splitlines()[-1]) for c in children]
     return max(
         r["startup"] * startups + r["seconds_per_step"] * STEPS * runs_share for r in replies
@@ -194,7 +199,8 @@ def main():
         for name, values in seconds.items():
             median = statistics.median(values)
             print(
-                f"(d, L) = {shape}  {name:28}{median:8.1f} s  {RUNS * STEPS * TOKENS / median:10,.0f} tokens/s  "
+                f"(d, L) = {shape}  {name:28}{median:8.1f} s  "
+                f"{RUNS * STEPS * TOKENS / median:10,.0f} tokens/s  "
                 f"{3600 * RUNS / median:7,.0f} runs/hour  ours is {median / ours:5.2f} x",
                 flush=True,
             )

@@ -1,4 +1,5 @@
-"""Every test session has a cache, store and output folders of its own, and one small stdlib-free world."""
+"""Every test session has a cache, store and output folders of its own, and one small stdlib-free
+world."""
 
 import os
 

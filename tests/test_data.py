@@ -282,7 +282,7 @@ def test_a_dataset_that_is_not_prepared_or_of_another_vocabulary_is_refused(text
 
 
 def test_the_order_of_batches_can_be_changed():
-    """Batches are skipped, repeated or replaced by their number alone; all else stays bit for bit."""
+    """Batches are skipped, repeated or replaced by their number; all else stays bit for bit."""
     corpus, run = datasets.open_dataset("synthetic", 64), protocol.scales()["smoke"].base
     T = run.model.seq_len
 

@@ -26,7 +26,7 @@ def cases(n: int):
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """An absurd number must be refused before a list of that length is made, not when memory ends."""
+    """An absurd number must be refused before a list so long is made, not when memory ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
@@ -36,7 +36,8 @@ def bounded_memory():
 
 
 def call(arguments: list[str]) -> tuple[int, str, str]:
-    """Status, output and errors of `proxies ARGUMENTS`, in this process, with streams as a terminal's."""
+    """Status, output and errors of `proxies ARGUMENTS`, in this process, with streams as a
+    terminal's."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
     with (

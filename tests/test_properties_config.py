@@ -54,7 +54,8 @@ overrides = st.dictionaries(names, st.one_of(values, lists), max_size=4)
 
 
 def taken_or_refused(call):
-    """What `call` returns, None where it is refused in one line; every other exception passes through."""
+    """What `call` returns, None where it is refused in one line; every other exception passes
+    through."""
     try:
         return call()
     except UserError as refused:
@@ -207,7 +208,8 @@ def test_a_key_is_blind_to_how_a_number_is_spelled(run, data):
 
 
 def _respelled(value, data):
-    """The same number, written otherwise: a float in its thirteenth digit, or as the int that it is; an int as a float."""
+    """The same number, written otherwise: a float in its thirteenth digit, or as the int that it
+    is; an int as a float."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, float):

@@ -1,4 +1,5 @@
-"""The slow suite `make test-trust`: kills, full and read-only disks, damaged files. Not part of `make test`."""
+"""The slow suite `make test-trust`: kills, full and read-only disks, damaged files. Not part of
+`make test`."""
 
 import collections
 
@@ -9,7 +10,8 @@ LEDGER = []  # a row per disturbance: (what was disturbed, how, outcome); printe
 
 
 class References:
-    """What each target leaves when nothing disturbs it, measured at first use, in a world of its own."""
+    """What each target leaves when nothing disturbs it, measured at first use, in a world of its
+    own."""
 
     def __init__(self, folder):
         self.folder, self.known = folder, {}
@@ -59,7 +61,8 @@ def world(tmp_path):
 
 @pytest.fixture
 def ledger(request):
-    """Note what this test disturbs: `ledger(what, how)`. It counts as whole only if the test passes."""
+    """Note what this test disturbs: `ledger(what, how)`. It counts as whole only if the test
+    passes."""
     noted = []
 
     def note(what: str, how: str, **figures):
@@ -85,7 +88,7 @@ def pytest_terminal_summary(terminalreporter):
     for what, how, figures, passed in LEDGER:
         groups[what, how].append((figures, passed))
     lines = [
-        "| what | disturbed by | times | died at (s) | finished runs kept | bit-identical in the end |",
+        "| what | disturbed by | times | died at (s) | finished runs kept | bits equal in the end |",
         "|---|---|---|---|---|---|",
     ]
     total, whole = 0, 0

@@ -1,6 +1,8 @@
-"""Worlds to be killed and damaged: folders of their own, commands in them, and what has to come out.
+"""Worlds to be killed and damaged: folders of their own, commands in them, and what has to come
+out.
 
-A *target* is a command with what it finds and what it must leave. It is run once undisturbed, which gives the
+A *target* is a command with what it finds and what it must leave. It is run once undisturbed, which
+gives the
 reference; every disturbed run of it is repeated to its end and has to leave the same, bit for bit.
 """
 
@@ -35,7 +37,8 @@ PROXIES = (sys.executable, "-m", "proxies_lib.cli")
 CHECKPOINTS_OFTEN = (
     sys.executable,
     "-c",
-    "import sys; from proxies_lib import cli; from proxies_lib.runs import checkpoint; checkpoint.FLOPS_BETWEEN = {'cpu': 1.0}; "
+    "import sys; from proxies_lib import cli; from proxies_lib.runs import checkpoint; "
+    "checkpoint.FLOPS_BETWEEN = {'cpu': 1.0}; "
     "sys.exit(cli.main(sys.argv[1:]))",
 )
 
@@ -68,7 +71,8 @@ class Ended:
 
 
 class Command:
-    """A command under way, in a session of its own; its output goes to files, which orphans cannot block."""
+    """A command under way, in a session of its own; its output goes to files, which orphans cannot
+    block."""
 
     def __init__(
         self, world: "World", arguments: tuple[str, ...], program: tuple[str, ...] = PROXIES
@@ -135,7 +139,8 @@ class World:
             shutil.copytree(other.path(kind), self.path(kind), dirs_exist_ok=True)
 
     def share_compiled_programs(self, other: "World"):
-        """Use another world's cache. A copy would not do: JAX's names of programs depend on the cache's own path."""
+        """Use another world's cache. A copy would not do: JAX's names of programs depend on the
+        cache's own path."""
         self.path("cache").symlink_to(other.path("cache"))
 
     def records(self) -> dict[pathlib.Path, int]:
@@ -169,7 +174,8 @@ class World:
         return [" ".join(process.cmdline()) for process in left]
 
     def strays(self) -> list[str]:
-        """Files that a command should not leave: hidden scratch files, failed notebooks, checkpoints."""
+        """Files that a command should not leave: hidden scratch files, failed notebooks,
+        checkpoints."""
         stray = [
             path
             for kind in KINDS
@@ -225,7 +231,8 @@ def stored(world: World, runs: list, shard=(1, 1)) -> dict[str, str]:
 
 
 def published(world: World) -> dict[str, str]:
-    """Everything published: the numbers of figures, the verdicts, a prediction, the exported tables."""
+    """Everything published: the numbers of figures, the verdicts, a prediction, the exported
+    tables."""
     files = [path for kind in ("figures", "papermill_runs") for path in world.label(kind).iterdir()]
     texts = {path.name: path.read_text("utf-8") for path in files if path.suffix == ".csv"}
     tables = {
@@ -279,7 +286,8 @@ def preparation(path: pathlib.Path) -> tuple[str, ...]:
 class Target:
     """A command, what it finds (`before`), what it must leave (`after`), when it is disturbed.
 
-    `window` is the part of an undisturbed run in which it is killed: from the end of the imports to the end.
+    `window` is the part of an undisturbed run in which it is killed: from the end of the imports to
+    the end.
     """
 
     name: str
@@ -309,7 +317,8 @@ def _trained(world: World, first: World):
 
 
 def _two_sources_and_a_target(world: World, first: World):
-    """Section 01's runs in three stores: one of records, one of packs, and the target's own; some are in two."""
+    """Section 01's runs in three stores: one of records, one of packs, and the target's own; some
+    are in two."""
     records = sorted(first.records())
     for place, part in (
         ("store", records[:10]),
@@ -434,7 +443,8 @@ TARGETS = {
 
 
 def victims(command: Command, who: str) -> list[psutil.Process]:
-    """The processes of a command that are to be killed; none where there is no such one at the moment."""
+    """The processes of a command that are to be killed; none where there is no such one at the
+    moment."""
     family, found = command.family(), []
     for process in family:
         try:
@@ -452,7 +462,8 @@ def victims(command: Command, who: str) -> list[psutil.Process]:
 
 
 def kill(command: Command, who: str, signal_number: signal.Signals, after: float) -> float | None:
-    """Kill `who` when the command has run for `after` seconds, or as soon as there is one. Returns the second in which
+    """Kill `who` when the command has run for `after` seconds, or as soon as there is one. Returns
+    the second in which
     that was; None where the command ended before."""
     time.sleep(max(0.0, command.started + after - time.monotonic()))
     while command.running():
