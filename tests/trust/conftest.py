@@ -88,7 +88,7 @@ def pytest_terminal_summary(terminalreporter):
     for what, how, figures, passed in LEDGER:
         groups[what, how].append((figures, passed))
     lines = [
-        "| what | disturbed by | times | died at (s) | finished runs kept | bits equal in the end |",
+        "| what | disturbed by | times | died at (s) | finished runs kept | bits equal |",
         "|---|---|---|---|---|---|",
     ]
     total, whole = 0, 0
