@@ -19,12 +19,15 @@ MEMORY = 2 * 2**30  # bytes that a command may take beyond what the tests have t
 def cases(n: int):
     """`n` generated cases, the same ones each time."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
+    return settings(
+        max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=slow
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """An absurd number must be refused before a list of that length is made, not when memory ends."""
+    """An absurd number must be refused before a list of that length is made, not when memory
+    ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
@@ -34,10 +37,15 @@ def bounded_memory():
 
 
 def call(arguments: list[str]) -> tuple[int, str, str]:
-    """Status, output and errors of `proxies ARGUMENTS`, in this process, with streams as a terminal's."""
+    """Status, output and errors of `proxies ARGUMENTS`, in this process, with streams as a
+    terminal's."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
-    with mock.patch.dict(os.environ), mock.patch.object(sys, "stdout", out), mock.patch.object(sys, "stderr", err):
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch.object(sys, "stdout", out),
+        mock.patch.object(sys, "stderr", err),
+    ):
         try:
             status = cli.main(arguments)
         except SystemExit as stop:
@@ -60,25 +68,53 @@ def done_or_refused(arguments: list[str]):
 
 # What a shell can pass: any characters but NUL, and bytes that are not UTF-8 as lone surrogates.
 typed = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
-words = st.one_of(typed, st.sampled_from(["", "-", "--", "-1", "\udcff", "a\nb", "../..", "x" * 5000, "²", "１"]))
+words = st.one_of(
+    typed, st.sampled_from(["", "-", "--", "-1", "\udcff", "a\nb", "../..", "x" * 5000, "²", "１"])
+)
 
 sections = st.one_of(st.sampled_from(["00", "01", "07", "10", "01_attention_logit_growth"]), words)
 scales = st.one_of(st.sampled_from(["smoke"] * 4 + ["gpu", "paper", "huge"]), words)
 literals = st.one_of(
-    st.sampled_from(["1", "40", "0.1", "[8]", "[[8, 1]]", "[0, 1]", "none", "None", "True", "nan", "1e999", "-0.0"]),
-    st.sampled_from(["9" * 4000, "9" * 5000, "1" + "0" * 400, "[" * 400, "(" * 99 + ")" * 99, "-" * 3000 + "1"]),
-    st.sampled_from(["{1: 2}", "{[]: 1}", "1j", "b'x'", "__import__('os')", "[1, [2, [3]]]", "'a\\nb'", "\\"]),
+    st.sampled_from(
+        [
+            "1",
+            "40",
+            "0.1",
+            "[8]",
+            "[[8, 1]]",
+            "[0, 1]",
+            "none",
+            "None",
+            "True",
+            "nan",
+            "1e999",
+            "-0.0",
+        ]
+    ),
+    st.sampled_from(
+        ["9" * 4000, "9" * 5000, "1" + "0" * 400, "[" * 400, "(" * 99 + ")" * 99, "-" * 3000 + "1"]
+    ),
+    st.sampled_from(
+        ["{1: 2}", "{[]: 1}", "1j", "b'x'", "__import__('os')", "[1, [2, [3]]]", "'a\\nb'", "\\"]
+    ),
     words,
 )
 names = st.one_of(st.sampled_from([*config.FIELDS, "sizes", "lrs", "seeds"]), words)
 assignments = st.one_of(st.tuples(names, literals).map("=".join), words)
 seeds = st.one_of(
-    st.sampled_from(["0", "0,1", "5-7", "7-5", "", ",", "0-", "-3", "1,,2", "²", "0-99999999999", "4294967296"]),
+    st.sampled_from(
+        ["0", "0,1", "5-7", "7-5", "", ",", "0-", "-3", "1,,2", "²", "0-99999999999", "4294967296"]
+    ),
     st.sampled_from(["9" * 5000, "0-" + "9" * 5000, "2147483647-2147483648"]),
     words,
 )
-shards = st.one_of(st.sampled_from(["1/1", "2/3", "3/2", "0/1", "1/0", "²/²", "1/" + "9" * 5000]), words)
-stores = st.one_of(st.sampled_from(["", "nowhere", "x" * 300, "pyproject.toml", "pyproject.toml/a", "/dev/null"]), words)
+shards = st.one_of(
+    st.sampled_from(["1/1", "2/3", "3/2", "0/1", "1/0", "²/²", "1/" + "9" * 5000]), words
+)
+stores = st.one_of(
+    st.sampled_from(["", "nowhere", "x" * 300, "pyproject.toml", "pyproject.toml/a", "/dev/null"]),
+    words,
+)
 workers = st.one_of(st.sampled_from(["1", "2", "0", "-1", "two", "²", "9" * 5000, "1.0"]), words)
 engines = st.one_of(st.sampled_from(["auto", "processes", "lanes", "ray", "gpu"]), words)
 options = st.one_of(
@@ -128,8 +164,19 @@ reading = st.one_of(
     st.tuples(st.just("data"), st.just("list")),
     st.tuples(st.just("data"), words),
     st.tuples(st.just("data"), st.just("prepare"), words),
-    st.tuples(st.just("data"), st.just("prepare"), st.just("text"), st.just("--path"), words.map(lambda w: "nowhere/" + w)),
-    st.tuples(st.just("merge"), words.map(lambda w: "nowhere/" + w), st.just("--store"), st.just("nowhere/store")),
+    st.tuples(
+        st.just("data"),
+        st.just("prepare"),
+        st.just("text"),
+        st.just("--path"),
+        words.map(lambda w: "nowhere/" + w),
+    ),
+    st.tuples(
+        st.just("merge"),
+        words.map(lambda w: "nowhere/" + w),
+        st.just("--store"),
+        st.just("nowhere/store"),
+    ),
     st.tuples(words),
     st.lists(words, max_size=4).map(tuple),
 )

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from proxies_lib import config, notebooks
 from proxies_lib.config import Run, Study, UserError
 
-LONGEST_LINE = 2 * config.SHOWN + 500  # a name, a value, and what is allowed, at most the names of all fields
+# Characters of a name, a value, and what is allowed: at most the names of all fields.
+LONGEST_LINE = 2 * config.SHOWN + 500
 
 
 def cases(n: int):
     """`n` generated cases, the same ones each time."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
+    return settings(
+        max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=slow
+    )
 
 
 integers = st.one_of(
@@ -28,21 +31,28 @@ integers = st.one_of(
 numbers = st.one_of(integers, st.floats(), st.floats(1e-12, 1e3), st.booleans())
 words = st.one_of(
     st.text(max_size=20),
-    st.sampled_from(["none", "whole", "bfloat16", "coupled", "rms", "synthetic", "x" * 9999, "a\nb", "\ud800"]),
+    st.sampled_from(
+        ["none", "whole", "bfloat16", "coupled", "rms", "synthetic", "x" * 9999, "a\nb", "\ud800"]
+    ),
 )
 scalars = st.one_of(st.none(), numbers, words)
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
-lists = st.lists(st.one_of(numbers, scalars, st.lists(integers, min_size=2, max_size=2)), max_size=5)
+lists = st.lists(
+    st.one_of(numbers, scalars, st.lists(integers, min_size=2, max_size=2)), max_size=5
+)
 names = st.one_of(st.sampled_from([*config.FIELDS, "sizes", "lrs", "seeds", "label"]), words)
 overrides = st.dictionaries(names, st.one_of(values, lists), max_size=4)
 
 
 def taken_or_refused(call):
-    """What `call` returns, None where it is refused in one line; every other exception passes through."""
+    """What `call` returns, None where it is refused in one line; every other exception passes
+    through."""
     try:
         return call()
     except UserError as refused:
@@ -56,7 +66,10 @@ def taken_or_refused(call):
 
 
 @cases(500)
-@given(scale=st.one_of(st.sampled_from(["smoke", "laptop", "gpu", "paper"]), values), overrides=overrides)
+@given(
+    scale=st.one_of(st.sampled_from(["smoke", "laptop", "gpu", "paper"]), values),
+    overrides=overrides,
+)
 def test_overrides_make_a_study_or_are_refused_in_one_line(scale, overrides):
     study = taken_or_refused(lambda: config.study(scale, overrides))
     if study is not None:
@@ -111,7 +124,11 @@ not_negative = st.one_of(st.just(0.0), st.just(-0.0), above_0)
 @st.composite
 def runs(draw) -> Run:
     """Valid runs, of any values."""
-    d_head, log_every, steps = 2 * draw(st.integers(1, 64)), draw(st.integers(1, 100)), draw(st.integers(1, 1000))
+    d_head, log_every, steps = (
+        2 * draw(st.integers(1, 64)),
+        draw(st.integers(1, 100)),
+        draw(st.integers(1, 1000)),
+    )
     lr, layers = draw(above_0), draw(st.integers(0, 200))
     model = {
         "d_model": d_head * draw(st.integers(1, 64)),
@@ -139,7 +156,14 @@ def runs(draw) -> Run:
     }
     for name in ("weight_decay", "z_loss", "eps", "head_init", "query_init", "attention_power"):
         dynamic[name] = draw(not_negative)
-    for name in ("clip_norm", "linear_lr", "kappa", "embedding_gradient", "eps_decay", "loss_scale"):
+    for name in (
+        "clip_norm",
+        "linear_lr",
+        "kappa",
+        "embedding_gradient",
+        "eps_decay",
+        "loss_scale",
+    ):
         dynamic[name] = draw(above_0)
     for name in config.DATA_ORDER:
         dynamic[name] = draw(st.integers(0, config.MAX_INT))
@@ -165,13 +189,18 @@ def test_a_key_is_blind_to_how_a_number_is_spelled(run, data):
     respelled = {name: _respelled(value, data) for name, value in flat.items()}
     respelled["min_lr"] = min(respelled["min_lr"], respelled["lr"])
     other = taken_or_refused(lambda: config.from_flat(respelled))
-    assume(other is not None)  # the last digit may step over a bound, as b1 < 1 or an exponent of 12 digits
-    same_text = all(_twelve(flat[name]) == _twelve(value) for name, value in config.flat(other).items())
+    assume(
+        other is not None
+    )  # the last digit may step over a bound, as b1 < 1 or an exponent of 12 digits
+    same_text = all(
+        _twelve(flat[name]) == _twelve(value) for name, value in config.flat(other).items()
+    )
     assert (config.key(other, "f") == config.key(run, "f")) == same_text
 
 
 def _respelled(value, data):
-    """The same number, written otherwise: a float in its thirteenth digit, or as the int that it is; an int as a float."""
+    """The same number, written otherwise: a float in its thirteenth digit, or as the int that
+    it is; an int as a float."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, float):
@@ -214,7 +243,9 @@ near_smoke = st.fixed_dictionaries(
         "warmup_steps": st.integers(-1, 60),
         "seeds": st.one_of(st.lists(st.integers(0, 9), max_size=3), values),
         "lrs": st.lists(st.floats(1e-6, 10), max_size=4),
-        "sizes": st.lists(st.tuples(st.sampled_from([8, 12, 16, 64]), st.integers(0, 3)).map(list), max_size=3),
+        "sizes": st.lists(
+            st.tuples(st.sampled_from([8, 12, 16, 64]), st.integers(0, 3)).map(list), max_size=3
+        ),
         "batch_size": st.integers(0, 64),
         "z_loss": numbers,
         "histograms": st.integers(0, 8),
@@ -229,7 +260,9 @@ near_smoke = st.fixed_dictionaries(
     scale=st.sampled_from(["smoke", "laptop"]),
     overrides=near_smoke,
 )
-def test_any_parameters_give_a_section_its_runs_or_are_refused_in_one_line(section, scale, overrides):
+def test_any_parameters_give_a_section_its_runs_or_are_refused_in_one_line(
+    section, scale, overrides
+):
     """The setup and grid cells of every notebook, as `plan` reads them."""
     parameters = {"scale": scale, "train": True, "publish": True, "overrides": overrides}
     found = taken_or_refused(lambda: notebooks.runs_of(notebooks.sections()[section], parameters))

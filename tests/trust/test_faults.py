@@ -1,4 +1,5 @@
-"""Full disks, read-only folders and damaged files: one clear line, and after the repair the same numbers."""
+"""Full disks, read-only folders and damaged files: one clear line, and after the repair the
+same numbers."""
 
 import os
 import pathlib
@@ -8,20 +9,34 @@ import signal
 import subprocess
 
 import pytest
-from worlds import SEED, SMOKE, TARGETS, VOCABULARY, World, digest, kill, preparation, runs_asked, stored
+from worlds import (
+    SEED,
+    SMOKE,
+    TARGETS,
+    VOCABULARY,
+    World,
+    digest,
+    kill,
+    preparation,
+    runs_asked,
+    stored,
+)
 
 # ------------------------------------------------------------------ disks
 
 
 class Disk:
-    """A folder of the world that is a small disk, or cannot be written. Needs the right to mount."""
+    """A folder of the world that is a small disk, or cannot be written. Needs the right to
+    mount."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.filler, self.mounted = folder, folder / "filler", False
         folder.mkdir(parents=True, exist_ok=True)
 
     def _mount(self, *arguments: str):
-        done = subprocess.run(["mount", *arguments, str(self.folder)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", *arguments, str(self.folder)], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
         self.mounted = True
@@ -80,7 +95,9 @@ DISPENSABLE = (  # target, the folder that it would write, whether it must say t
 
 
 @pytest.mark.parametrize(("name", "kind"), WRITTEN, ids=str)
-def test_a_full_disk_is_one_line_and_nothing_is_half_written(references, world, disk_at, ledger, name, kind):
+def test_a_full_disk_is_one_line_and_nothing_is_half_written(
+    references, world, disk_at, ledger, name, kind
+):
     target, (expected, _) = TARGETS[name], references.of(name)
     draw = random.Random(f"{SEED} full {name} {kind}")
     disk = disk_at(world.path(kind))
@@ -111,7 +128,9 @@ def test_a_read_only_folder_is_one_line(references, world, disk_at, ledger, name
 
 @pytest.mark.parametrize("fault", ("full disk", "read-only"))
 @pytest.mark.parametrize(("name", "kind", "says"), DISPENSABLE, ids=str)
-def test_a_command_does_without_what_it_need_not_write(references, world, disk_at, ledger, name, kind, says, fault):
+def test_a_command_does_without_what_it_need_not_write(
+    references, world, disk_at, ledger, name, kind, says, fault
+):
     target, (expected, _) = TARGETS[name], references.of(name)
     disk = disk_at(world.path(kind))
     if fault == "full disk":
@@ -124,7 +143,9 @@ def test_a_command_does_without_what_it_need_not_write(references, world, disk_a
     ledger(name, f"{fault} under {kind}")
     ended = target.run(world)
     assert ended.status == 0 and "Traceback" not in ended.err, ended.err
-    assert not says or any(words in ended.out + ended.err for words in ("not written", "cannot write"))
+    assert not says or any(
+        words in ended.out + ended.err for words in ("not written", "cannot write")
+    )
     assert target.after(world) == expected
 
 
@@ -220,7 +241,11 @@ def test_a_damaged_pack_is_trained_again(references, world, ledger, way):
     assert target.after(world) == expected
 
 
-EXPORTS = [(file, way) for file in ("runs.parquet", "curves.parquet", "claims.csv") for way in (flip, truncate, empty)]
+EXPORTS = [
+    (file, way)
+    for file in ("runs.parquet", "curves.parquet", "claims.csv")
+    for way in (flip, truncate, empty)
+]
 
 
 @pytest.mark.parametrize(("file", "way"), EXPORTS, ids=by_name)
@@ -242,7 +267,9 @@ def test_damaged_exports_are_rebuilt_from_the_store(references, world, ledger, f
 @pytest.mark.parametrize("way", (truncate, empty, zero, replace_by_a_folder), ids=by_name)
 def test_damaged_verdicts_are_one_line_to_who_reads_them(references, world, ledger, way):
     world.copy("papermill_runs", references.first)
-    way(world.label("papermill_runs") / "claims.csv", random.Random(f"{SEED} claims {way.__name__}"))
+    way(
+        world.label("papermill_runs") / "claims.csv", random.Random(f"{SEED} claims {way.__name__}")
+    )
     ledger("claims.csv, read", way.__name__)
     ended = world.run(("claims", *SMOKE))
     assert not ended.said_one_line(), ended.said_one_line()
@@ -250,8 +277,8 @@ def test_damaged_verdicts_are_one_line_to_who_reads_them(references, world, ledg
 
 @pytest.mark.parametrize("way", (truncate, empty, zero), ids=by_name)
 def test_a_damaged_prediction_is_never_taken_for_one(references, world, ledger, way):
-    """A prediction is written before its runs are trained, once. A damaged one is refused, or made again with the
-    count of runs that had been trained by then: never silently another."""
+    """A prediction is written before its runs are trained, once. A damaged one is refused, or made
+    again with the count of runs that had been trained by then: never silently another."""
     target, (expected, _) = TARGETS["predicting"], references.of("predicting")
     predicting = references.folder / "predicted"
     if not predicting.exists():
@@ -268,7 +295,9 @@ def test_a_damaged_prediction_is_never_taken_for_one(references, world, ledger, 
     ended = target.run(world)
     if ended.status == 0:
         made_again = path.read_text("utf-8").splitlines()
-        assert made_again != good.decode().splitlines(), "held_out_stored must tell that its runs were known"
+        assert made_again != good.decode().splitlines(), (
+            "held_out_stored must tell that its runs were known"
+        )
         assert made_again[0] == good.decode().splitlines()[0]
     else:
         assert not ended.said_one_line(), ended.said_one_line()
@@ -288,12 +317,23 @@ TOKENS = [
     ("manifest.json", truncate),
     ("manifest.json", empty),
 ]
-ON_NOVEL = ("run", "01", *SMOKE, "--set", "data=novel", "--set", f"vocab_size={VOCABULARY}", "--shard", "1/12")
+ON_NOVEL = (
+    "run",
+    "01",
+    *SMOKE,
+    "--set",
+    "data=novel",
+    "--set",
+    f"vocab_size={VOCABULARY}",
+    "--shard",
+    "1/12",
+)
 
 
 @pytest.fixture(scope="module")
 def novel(references, tmp_path_factory):
-    """A world with a prepared corpus, kept beside it as `prepared`, and the numbers of two runs on it."""
+    """A world with a prepared corpus, kept beside it as `prepared`, and the numbers of two
+    runs on it."""
     world = World(tmp_path_factory.mktemp("novel"))
     target = TARGETS["data prepare"]
     target.before(world, references.first)
@@ -332,14 +372,20 @@ def test_no_run_is_stored_that_read_damaged_tokens(novel, ledger, file, way):
 @pytest.fixture(scope="module")
 def stopped(references, tmp_path_factory):
     """A world whose lanes were stopped by SIGTERM when they had checkpoints."""
-    target, (_, seconds) = TARGETS["lanes with checkpoints"], references.of("lanes with checkpoints")
+    target, (_, seconds) = (
+        TARGETS["lanes with checkpoints"],
+        references.of("lanes with checkpoints"),
+    )
     for share in (0.6, 0.5, 0.7, 0.4, 0.8):
         world = World(tmp_path_factory.mktemp("stopped"))
         target.before(world, references.first)
         command = target.start(world)
         kill(command, "command", signal.SIGTERM, seconds * share)
         ended = command.end()
-        if ended.status == 128 + signal.SIGTERM and len(list(world.path("checkpoints").glob("*/steps/[0-9]*"))) == 2:
+        if (
+            ended.status == 128 + signal.SIGTERM
+            and len(list(world.path("checkpoints").glob("*/steps/[0-9]*"))) == 2
+        ):
             return world
     pytest.fail("the lanes could not be stopped between two checkpoints")
 
@@ -349,16 +395,26 @@ def last_step(world: World) -> pathlib.Path:
 
 
 def largest_file(folder: pathlib.Path) -> pathlib.Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 CHECKPOINTS = [("group.json", empty), ("group.json", truncate), ("group.json", replace_by_a_folder)]
-CHECKPOINTS += [("the last step", truncate), ("the last step", empty), ("the last step", flip), ("every step", empty)]
+CHECKPOINTS += [
+    ("the last step", truncate),
+    ("the last step", empty),
+    ("the last step", flip),
+    ("every step", empty),
+]
 
 
 @pytest.mark.parametrize(("what", "way"), CHECKPOINTS, ids=by_name)
 def test_a_damaged_checkpoint_costs_time_only(references, stopped, world, ledger, what, way):
-    target, (expected, _) = TARGETS["lanes with checkpoints"], references.of("lanes with checkpoints")
+    target, (expected, _) = (
+        TARGETS["lanes with checkpoints"],
+        references.of("lanes with checkpoints"),
+    )
     world.share_compiled_programs(references.first)
     for kind in ("store", "checkpoints"):
         world.copy(kind, stopped)
@@ -401,8 +457,8 @@ def test_damaged_compiled_programs_are_replaced(references, world, ledger, way):
     again = target.run(world)
     assert again.status == 0 and not _said(again)
     assert target.after(world) == expected
-    used = [path for path in entries if not path.exists() or digest(path.read_bytes()) != damaged[path]]
+    used = [
+        path for path in entries if not path.exists() or digest(path.read_bytes()) != damaged[path]
+    ]
     assert used, "no damaged entry was replaced or removed"
     assert _said(ended), "no line says that compiled programs were damaged"
-
-

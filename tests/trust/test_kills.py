@@ -1,4 +1,5 @@
-"""Fifty commands killed at random moments; each, run again to its end, leaves what one never killed leaves."""
+"""Fifty commands killed at random moments; each, run again to its end, leaves what one never
+killed leaves."""
 
 import json
 import random
@@ -36,7 +37,9 @@ assert len(CASES) == 50
 TRAINING = ("training", "training, nothing compiled", "predicting", "lanes with checkpoints")
 
 
-@pytest.mark.parametrize(("name", "who", "signal_name", "number"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("name", "who", "signal_name", "number"), CASES, ids=lambda value: str(value)
+)
 def test_a_killed_command_run_again_leaves_what_one_never_killed_leaves(
     references, tmp_path, ledger, name, who, signal_name, number
 ):
@@ -48,7 +51,12 @@ def test_a_killed_command_run_again_leaves_what_one_never_killed_leaves(
         target.before(world, references.first)
         there_before = world.records()
         command = target.start(world)
-        at = kill(command, who, signal.Signals[signal_name], seconds * draw.uniform(*target.window) * 0.85**attempt)
+        at = kill(
+            command,
+            who,
+            signal.Signals[signal_name],
+            seconds * draw.uniform(*target.window) * 0.85**attempt,
+        )
         ended = command.end()
         if at is not None and ended.status != 0:
             break
@@ -61,7 +69,10 @@ def test_a_killed_command_run_again_leaves_what_one_never_killed_leaves(
     kept = {"kept": len(finished.keys() - there_before.keys())} if name in TRAINING else {}
     ledger(name, f"{signal_name} of {who}", at=at, **kept)
     assert not outlived, "processes outlive their command"
-    assert all(finished.get(path) == written for path, written in there_before.items()) or name == "merge"
+    assert (
+        all(finished.get(path) == written for path, written in there_before.items())
+        or name == "merge"
+    )
     _ended_as_it_should(ended, who, signal_name)
     if name == "data prepare":
         _one_dataset_or_the_other_is_whole(world, expected)
@@ -71,7 +82,9 @@ def test_a_killed_command_run_again_leaves_what_one_never_killed_leaves(
     assert target.after(world) == expected
     if name != "merge":  # which packs records
         now = world.records()
-        assert all(now.get(path) == written for path, written in finished.items()), "a finished run was trained again"
+        assert all(now.get(path) == written for path, written in finished.items()), (
+            "a finished run was trained again"
+        )
     assert world.strays() == []
 
 
@@ -96,4 +109,6 @@ def _one_dataset_or_the_other_is_whole(world: World, expected: dict[str, str]):
 def _is_whole(manifest) -> bool:
     promised = json.loads(manifest.read_text())
     tokens = {split: manifest.parent / f"{split}.bin" for split in data.SPLITS}
-    return all(digest(path.read_bytes()) == promised[split]["sha256"] for split, path in tokens.items())
+    return all(
+        digest(path.read_bytes()) == promised[split]["sha256"] for split, path in tokens.items()
+    )

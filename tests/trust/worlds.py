@@ -1,8 +1,9 @@
-"""Worlds to be killed and damaged: folders of their own, commands in them, and what has to come out.
+"""Worlds to be killed and damaged: folders of their own, commands in them, and what has to come
+out.
 
-A *target* is a command with what it finds and what it must leave. It is run once undisturbed, which gives the
-reference; every disturbed run of it is repeated to its end and has to leave the same, bit for bit.
-"""
+A *target* is a command with what it finds and what it must leave. It is run once undisturbed,
+which gives the reference; every disturbed run of it is repeated to its end and has to leave the
+same, bit for bit."""
 
 import dataclasses
 import functools
@@ -66,9 +67,12 @@ class Ended:
 
 
 class Command:
-    """A command under way, in a session of its own; its output goes to files, which orphans cannot block."""
+    """A command under way, in a session of its own; its output goes to files, which orphans
+    cannot block."""
 
-    def __init__(self, world: "World", arguments: tuple[str, ...], program: tuple[str, ...] = PROXIES):
+    def __init__(
+        self, world: "World", arguments: tuple[str, ...], program: tuple[str, ...] = PROXIES
+    ):
         logs = world.folder / "logs"
         logs.mkdir(exist_ok=True)
         number = len(list(logs.iterdir())) // 2
@@ -103,7 +107,9 @@ class Command:
             for process in self.family():
                 process.kill()
             raise
-        return Ended(status, self.out.read_text(), self.err.read_text(), time.monotonic() - self.started)
+        return Ended(
+            status, self.out.read_text(), self.err.read_text(), time.monotonic() - self.started
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +135,8 @@ class World:
             shutil.copytree(other.path(kind), self.path(kind), dirs_exist_ok=True)
 
     def share_compiled_programs(self, other: "World"):
-        """Use another world's cache. A copy would not do: JAX's names of programs depend on the cache's own path."""
+        """Use another world's cache. A copy would not do: JAX's names of programs depend on
+        the cache's own path."""
         self.path("cache").symlink_to(other.path("cache"))
 
     def records(self) -> dict[pathlib.Path, int]:
@@ -146,7 +153,10 @@ class World:
         mine, found = str(self.path("store")), []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("PROXIES_STORE") == mine and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.environ().get("PROXIES_STORE") == mine
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
@@ -160,15 +170,20 @@ class World:
         return [" ".join(process.cmdline()) for process in left]
 
     def strays(self) -> list[str]:
-        """Files that a command should not leave: hidden scratch files, failed notebooks, checkpoints."""
+        """Files that a command should not leave: hidden scratch files, failed notebooks,
+        checkpoints."""
         stray = [
             path
             for kind in KINDS
             for path in self.path(kind).rglob("*")
-            if path.name.startswith((".", "part-")) or ".failed." in path.name or ".orbax" in path.name
+            if path.name.startswith((".", "part-"))
+            or ".failed." in path.name
+            or ".orbax" in path.name
         ]
         stray += self.path("checkpoints").glob("*")
-        return sorted(str(path.relative_to(self.folder)) for path in stray if path.name not in DOCUMENTED)
+        return sorted(
+            str(path.relative_to(self.folder)) for path in stray if path.name not in DOCUMENTED
+        )
 
 
 DOCUMENTED = (".lock",)  # scratch that may stay: the lock of a node's corpora
@@ -189,7 +204,11 @@ def frame(table: pd.DataFrame) -> str:
 def bits(table: pd.DataFrame) -> dict[str, str]:
     """Every bit of each column, as a digest: NaNs included."""
     columns = {name: table[name].to_numpy() for name in table}
-    texts = {name: "\n".join(values).encode() for name, values in columns.items() if values.dtype == object}
+    texts = {
+        name: "\n".join(values).encode()
+        for name, values in columns.items()
+        if values.dtype == object
+    }
     return {name: digest(texts.get(name, values.tobytes())) for name, values in columns.items()}
 
 
@@ -208,10 +227,13 @@ def stored(world: World, runs: list, shard=(1, 1)) -> dict[str, str]:
 
 
 def published(world: World) -> dict[str, str]:
-    """Everything published: the numbers of figures, the verdicts, a prediction, the exported tables."""
+    """Everything published: the numbers of figures, the verdicts, a prediction, the exported
+    tables."""
     files = [path for kind in ("figures", "papermill_runs") for path in world.label(kind).iterdir()]
     texts = {path.name: path.read_text("utf-8") for path in files if path.suffix == ".csv"}
-    tables = {path.name: frame(pd.read_parquet(path)) for path in files if path.suffix == ".parquet"}
+    tables = {
+        path.name: frame(pd.read_parquet(path)) for path in files if path.suffix == ".parquet"
+    }
     names = {"files": " ".join(sorted(path.name for path in files))}
     return texts | tables | names
 
@@ -240,7 +262,17 @@ def corpus(folder: pathlib.Path, seed: int, documents: int) -> pathlib.Path:
 
 
 def preparation(path: pathlib.Path) -> tuple[str, ...]:
-    return ("data", "prepare", "text", "--path", str(path), "--name", "novel", "--vocab-size", str(VOCABULARY))
+    return (
+        "data",
+        "prepare",
+        "text",
+        "--path",
+        str(path),
+        "--name",
+        "novel",
+        "--vocab-size",
+        str(VOCABULARY),
+    )
 
 
 # ------------------------------------------------------------------ targets
@@ -250,8 +282,8 @@ def preparation(path: pathlib.Path) -> tuple[str, ...]:
 class Target:
     """A command, what it finds (`before`), what it must leave (`after`), when it is disturbed.
 
-    `window` is the part of an undisturbed run in which it is killed: from the end of the imports to the end.
-    """
+    `window` is the part of an undisturbed run in which it is killed: from the end of the imports
+    to the end."""
 
     name: str
     arguments: tuple[str, ...]
@@ -280,9 +312,14 @@ def _trained(world: World, first: World):
 
 
 def _two_sources_and_a_target(world: World, first: World):
-    """Section 01's runs in three stores: one of records, one of packs, and the target's own; some are in two."""
+    """Section 01's runs in three stores: one of records, one of packs, and the target's own;
+    some are in two."""
     records = sorted(first.records())
-    for place, part in (("store", records[:10]), ("loose", records[5:15]), ("packed", records[15:])):
+    for place, part in (
+        ("store", records[:10]),
+        ("loose", records[5:15]),
+        ("packed", records[15:]),
+    ):
         for path in part:
             target = world.folder / place / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +336,10 @@ def _large_packs(first: World) -> pathlib.Path:
     fingerprint = meta["provenance"]["fingerprint"]
     store.pack(
         folder,
-        ((meta | {"key": config.key(run, fingerprint), "config": config.flat(run)}, curves) for run in _more_runs()),
+        (
+            (meta | {"key": config.key(run, fingerprint), "config": config.flat(run)}, curves)
+            for run in _more_runs()
+        ),
     )
     return folder
 
@@ -359,7 +399,9 @@ TARGETS = {
     for target in (
         Target("plan", ("plan", "01", *SMOKE), _trained, _output, (0.1, 0.95)),
         Target("training", _half_section, _compiled, _after_training),
-        Target("training, nothing compiled", _half_section, lambda world, first: None, _after_training),
+        Target(
+            "training, nothing compiled", _half_section, lambda world, first: None, _after_training
+        ),
         Target("publishing", _section, _trained, _after_publishing, (0.4, 0.97)),
         Target("predicting", ("run", "07", *SMOKE), _compiled, _after_predicting, (0.3, 0.97)),
         Target(
@@ -392,7 +434,8 @@ TARGETS = {
 
 
 def victims(command: Command, who: str) -> list[psutil.Process]:
-    """The processes of a command that are to be killed; none where there is no such one at the moment."""
+    """The processes of a command that are to be killed; none where there is no such one at
+    the moment."""
     family, found = command.family(), []
     for process in family:
         try:
@@ -410,8 +453,8 @@ def victims(command: Command, who: str) -> list[psutil.Process]:
 
 
 def kill(command: Command, who: str, signal_number: signal.Signals, after: float) -> float | None:
-    """Kill `who` when the command has run for `after` seconds, or as soon as there is one. Returns the second in which
-    that was; None where the command ended before."""
+    """Kill `who` when the command has run for `after` seconds, or as soon as there is one. Returns
+    the second in which that was; None where the command ended before."""
     time.sleep(max(0.0, command.started + after - time.monotonic()))
     while command.running():
         chosen = victims(command, who)
