@@ -26,7 +26,8 @@ def cases(n: int):
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """An absurd number must be refused before a list so long is made, not when memory ends."""
+    """An absurd number must be refused before a list of that length is made, not when memory
+    ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()

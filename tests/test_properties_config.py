@@ -12,9 +12,8 @@ from proxies_lib.config import Run, UserError
 from proxies_lib.science import notebooks, protocol
 from proxies_lib.science.protocol import Study
 
-LONGEST_LINE = (
-    2 * config.SHOWN + 500
-)  # a name, a value, and what is allowed, at most the names of all fields
+# Characters of a name, a value, and what is allowed: at most the names of all fields.
+LONGEST_LINE = 2 * config.SHOWN + 500
 
 
 def cases(n: int):
@@ -174,7 +173,7 @@ def runs(draw) -> Run:
         "loss_scale",
     ):
         dynamic[name] = draw(above_0)
-    for name in config.DATA_ORDER:
+    for name in [n for n, part in config.FIELDS.items() if part == "order" and n != "seed"]:
         dynamic[name] = draw(st.integers(0, config.MAX_INT))
     return config.replace(Run(), data=draw(st.text(max_size=8)), **model, **training, **dynamic)
 
@@ -208,8 +207,8 @@ def test_a_key_is_blind_to_how_a_number_is_spelled(run, data):
 
 
 def _respelled(value, data):
-    """The same number, written otherwise: a float in its thirteenth digit, or as the int that it
-    is; an int as a float."""
+    """The same number, written otherwise: a float in its thirteenth digit, or as the int that
+    it is; an int as a float."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, float):

@@ -1,5 +1,5 @@
-"""The slow suite `make test-trust`: kills, full and read-only disks, damaged files. Not part of
-`make test`."""
+"""The slow suite `make test-trust`: kills, full and read-only disks, damaged files. Not part
+of `make test`."""
 
 import collections
 
@@ -10,8 +10,8 @@ LEDGER = []  # a row per disturbance: (what was disturbed, how, outcome); printe
 
 
 class References:
-    """What each target leaves when nothing disturbs it, measured at first use, in a world of its
-    own."""
+    """What each target leaves when nothing disturbs it, measured at first use, in a world of
+    its own."""
 
     def __init__(self, folder):
         self.folder, self.known = folder, {}
@@ -19,22 +19,9 @@ class References:
         self.first.folder.mkdir()
         ended = self.first.run(("run", "01", "--scale", "smoke"))
         assert ended.status == 0, ended
-        self.first.run(
-            (
-                "run",
-                "01",
-                "--scale",
-                "smoke",
-                "--shard",
-                "1/2",
-                "--engine",
-                "lanes",
-                "--set",
-                "steps=80",
-                "--store",
-                str(folder / "compiled"),
-            )
-        )
+        compiled = ("--store", str(folder / "compiled"))
+        lanes = TARGETS["lanes with checkpoints"].arguments
+        assert self.first.run((*lanes, *compiled)).status == 0
 
     def of(self, name: str) -> tuple[dict[str, str], float]:
         """What must come out of a target, and the seconds that it takes."""
@@ -87,10 +74,8 @@ def pytest_terminal_summary(terminalreporter):
     groups = collections.defaultdict(list)
     for what, how, figures, passed in LEDGER:
         groups[what, how].append((figures, passed))
-    lines = [
-        "| what | disturbed by | times | died at (s) | finished runs kept | bits equal |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("what", "disturbed by", "times", "died at (s)", "finished runs kept", "bit-identical")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     total, whole = 0, 0
     for (what, how), rows in groups.items():
         times = sum(figures.get("times", 1) for figures, _ in rows)

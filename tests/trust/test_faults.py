@@ -1,5 +1,5 @@
-"""Full disks, read-only folders and damaged files: one clear line, and after the repair the same
-numbers."""
+"""Full disks, read-only folders and damaged files: one clear line, and after the repair the
+same numbers."""
 
 import os
 import pathlib
@@ -26,7 +26,8 @@ from worlds import (
 
 
 class Disk:
-    """A folder of the world that is a small disk, or read-only. Needs the right to mount."""
+    """A folder of the world that is a small disk, or cannot be written. Needs the right to
+    mount."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.filler, self.mounted = folder, folder / "filler", False
@@ -277,8 +278,7 @@ def test_damaged_verdicts_are_one_line_to_who_reads_them(references, world, ledg
 @pytest.mark.parametrize("way", (truncate, empty, zero), ids=by_name)
 def test_a_damaged_prediction_is_never_taken_for_one(references, world, ledger, way):
     """A prediction is written before its runs are trained, once. A damaged one is refused, or made
-    again with the
-    count of runs that had been trained by then: never silently another."""
+    again with the count of runs that had been trained by then: never silently another."""
     target, (expected, _) = TARGETS["predicting"], references.of("predicting")
     predicting = references.folder / "predicted"
     if not predicting.exists():
@@ -332,8 +332,8 @@ ON_NOVEL = (
 
 @pytest.fixture(scope="module")
 def novel(references, tmp_path_factory):
-    """A world with a prepared corpus, kept beside it as `prepared`, and the numbers of two runs on
-    it."""
+    """A world with a prepared corpus, kept beside it as `prepared`, and the numbers of two
+    runs on it."""
     world = World(tmp_path_factory.mktemp("novel"))
     target = TARGETS["data prepare"]
     target.before(world, references.first)

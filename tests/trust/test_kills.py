@@ -1,5 +1,5 @@
-"""Fifty commands killed at random moments; each, run again to its end, leaves what one never killed
-leaves."""
+"""Fifty commands killed at random moments; each, run again to its end, leaves what one never
+killed leaves."""
 
 import json
 import random

@@ -1,10 +1,9 @@
 """Worlds to be killed and damaged: folders of their own, commands in them, and what has to come
 out.
 
-A *target* is a command with what it finds and what it must leave. It is run once undisturbed, which
-gives the
-reference; every disturbed run of it is repeated to its end and has to leave the same, bit for bit.
-"""
+A *target* is a command with what it finds and what it must leave. It is run once undisturbed,
+which gives the reference; every disturbed run of it is repeated to its end and has to leave the
+same, bit for bit."""
 
 import dataclasses
 import functools
@@ -71,8 +70,8 @@ class Ended:
 
 
 class Command:
-    """A command under way, in a session of its own; its output goes to files, which orphans cannot
-    block."""
+    """A command under way, in a session of its own; its output goes to files, which orphans
+    cannot block."""
 
     def __init__(
         self, world: "World", arguments: tuple[str, ...], program: tuple[str, ...] = PROXIES
@@ -139,8 +138,8 @@ class World:
             shutil.copytree(other.path(kind), self.path(kind), dirs_exist_ok=True)
 
     def share_compiled_programs(self, other: "World"):
-        """Use another world's cache. A copy would not do: JAX's names of programs depend on the
-        cache's own path."""
+        """Use another world's cache. A copy would not do: JAX's names of programs depend on
+        the cache's own path."""
         self.path("cache").symlink_to(other.path("cache"))
 
     def records(self) -> dict[pathlib.Path, int]:
@@ -286,9 +285,8 @@ def preparation(path: pathlib.Path) -> tuple[str, ...]:
 class Target:
     """A command, what it finds (`before`), what it must leave (`after`), when it is disturbed.
 
-    `window` is the part of an undisturbed run in which it is killed: from the end of the imports to
-    the end.
-    """
+    `window` is the part of an undisturbed run in which it is killed: from the end of the imports
+    to the end."""
 
     name: str
     arguments: tuple[str, ...]
@@ -317,8 +315,8 @@ def _trained(world: World, first: World):
 
 
 def _two_sources_and_a_target(world: World, first: World):
-    """Section 01's runs in three stores: one of records, one of packs, and the target's own; some
-    are in two."""
+    """Section 01's runs in three stores: one of records, one of packs, and the target's own;
+    some are in two."""
     records = sorted(first.records())
     for place, part in (
         ("store", records[:10]),
@@ -443,8 +441,8 @@ TARGETS = {
 
 
 def victims(command: Command, who: str) -> list[psutil.Process]:
-    """The processes of a command that are to be killed; none where there is no such one at the
-    moment."""
+    """The processes of a command that are to be killed; none where there is no such one at
+    the moment."""
     family, found = command.family(), []
     for process in family:
         try:
@@ -463,8 +461,7 @@ def victims(command: Command, who: str) -> list[psutil.Process]:
 
 def kill(command: Command, who: str, signal_number: signal.Signals, after: float) -> float | None:
     """Kill `who` when the command has run for `after` seconds, or as soon as there is one. Returns
-    the second in which
-    that was; None where the command ended before."""
+    the second in which that was; None where the command ended before."""
     time.sleep(max(0.0, command.started + after - time.monotonic()))
     while command.running():
         chosen = victims(command, who)
