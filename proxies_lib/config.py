@@ -14,6 +14,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 SCHEMA = 2  # bump by hand when the meaning of a stored number changes
 
@@ -65,7 +66,7 @@ class Allowed:
     """The values that a field may have: a test, its words, and the names where they are a few."""
 
     words: str
-    holds: Callable[[object], bool]
+    holds: Callable[[Any], bool]
     names: tuple[str, ...] = ()
 
 
@@ -350,7 +351,7 @@ def grid(base: Run, axes: dict) -> list[Run]:
     """
     runs = []
     for values in itertools.product(*axes.values()):
-        changes = {}
+        changes: dict = {}
         for axis, value in zip(axes, values, strict=True):
             names = axis if isinstance(axis, tuple) else (axis,)
             changes.update(zip(names, value if len(names) > 1 else (value,), strict=True))

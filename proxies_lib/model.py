@@ -114,12 +114,12 @@ class Attention(nnx.Module):
         if fused(self.config):
             mixed_BHKT = fused_attention(q_BHKT, k_BHKS, v_BHKS, scale)
             # No logits were written: where taps are taken, they are computed from the same q, k.
-            observed = q_BHKT, k_BHKS
+            observed: tuple = (q_BHKT, k_BHKS)
         else:
             logits_BHST = attention_logits(q_BHKT, k_BHKS, scale)
             weights_BHST = self._weights(logits_BHST)
             mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v_BHKS, weights_BHST.astype(v_BHKS.dtype))
-            observed = q_BHKT, k_BHKS, logits_BHST
+            observed = (q_BHKT, k_BHKS, logits_BHST)
         out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
         observe = functools.partial(_observe_attention, scale)
         return out_ND, ops.zeros_unless(probe, observe, *observed)
@@ -157,9 +157,10 @@ class Linear(nnx.Linear):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Without bias."""
+    """Without bias, over any axis."""
 
-    def __call__(self, x, axis: int = -1):
+    def __call__(self, x, axis: int = -1):  # type: ignore[override]
+        assert self.scale is not None
         return layer_norm(x, self.scale[...].astype(x.dtype), axis)
 
 
@@ -231,7 +232,7 @@ def init(config: ModelConfig, key: jax.Array, h: dict = PAPER) -> dict:
     alike: dict[tuple, list[int]] = {}
     for i, (path, leaf) in enumerate(leaves):
         alike.setdefault((path[-1].key, leaf.shape), []).append(i)
-    drawn = {}
+    drawn: dict[int, jax.Array] = {}
     for n, ((kind, shape), members) in enumerate(alike.items()):
         key_of_draw = jax.random.fold_in(key, n)
         stack = INITIALIZERS[kind](key_of_draw, (len(members), *shape), jnp.float32)

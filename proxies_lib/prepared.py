@@ -170,7 +170,7 @@ def map_tokens(dataset) -> dict[str, np.ndarray]:
         known = _maps.get((dataset.path, dataset.fingerprint))
         if known and known[0] == stamp:
             return known[1]
-        maps = {}
+        maps: dict[str, np.ndarray] = {}
         for split in SPLITS:
             with prepared.file(f"{split}.bin") as file:
                 maps[split] = np.memmap(file, dtype=np.uint16, mode="r")

@@ -296,7 +296,9 @@ def first_line(error: BaseException) -> str:
 
 def threads() -> int:
     """The cores that this process may use; JAX has as many threads on a CPU."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def unpinned() -> str:

@@ -412,7 +412,7 @@ class Trainer:
             chunks = [dataset.chunk(order, begin, train, T, shard, n_shards) for order in lanes]
             return np.stack(chunks) if self.lanes else chunks[0]
 
-        shape = (C, B, T + 1)
+        shape: tuple[int, ...] = (C, B, T + 1)
         if self.lanes:
             shape = (self.lanes, *shape)
         if self.shardings.mesh is None:
@@ -453,7 +453,9 @@ def _result(points: list[dict], first: float, last: float, seconds: float, log_e
     if len(broken):  # the same curve whether or not other lanes went on
         points = points[: broken[0] // log_every + 1]
     rows = [_named(point) for point in points]
-    curves = {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
+    curves: dict[str, np.ndarray] = {}
+    for name in rows[0]:
+        curves[name] = np.array([row[name] for row in rows], np.float32)
     curves["step"] = np.arange(1, len(points) + 1, dtype=np.int32) * log_every - 1
     return {
         "final_loss": last if not diverged else float("nan"),

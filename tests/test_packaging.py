@@ -1,5 +1,6 @@
 import ast
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -124,6 +125,14 @@ def test_ruff_is_content(command):
     done = subprocess.run(
         [*ruff(), *command.split(), "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_the_types_of_the_core_agree():
+    if not importlib.util.find_spec("mypy"):
+        pytest.skip("mypy is not installed (the extra test)")
+    command = [sys.executable, "-m", "mypy", "--cache-dir", os.devnull]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 
