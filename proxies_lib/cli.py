@@ -11,11 +11,9 @@ import pathlib
 import re
 import sys
 
-from proxies_lib import config, pages, paths
-from proxies_lib.budget import costs
+from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError, refuse
-from proxies_lib.runs import datasets, engines, provenance, tables
-from proxies_lib.science import protocol, report
+from proxies_lib.science import protocol
 
 MOST_SEEDS = 10_000  # of one command
 
@@ -365,6 +363,7 @@ def _gather(options) -> _Asked:
 
     All of it is checked before anything is written. Raises UserError.
     """
+    from proxies_lib.runs import provenance
     from proxies_lib.science import notebooks, outputs
 
     _say_which_project()
@@ -388,6 +387,8 @@ def _gather(options) -> _Asked:
 
 def _choose_engine(options):
     """Kernels and workers inherit the choice by environment variables."""
+    from proxies_lib.runs import engines
+
     if options.workers is not None:
         if options.workers < 1:
             refuse("workers", options.workers, "must be 1 or more")
@@ -408,7 +409,7 @@ def _say_which_project():
 
 
 def _plan(options):
-    from proxies_lib.runs import sweep
+    from proxies_lib.runs import datasets, engines, sweep
 
     asked = _gather(options)
     corpora = {(run.data, run.model.vocab_size) for run in asked.runs}
@@ -421,7 +422,7 @@ def _plan(options):
 
 
 def _run(options):
-    from proxies_lib.runs import sweep
+    from proxies_lib.runs import engines, provenance, sweep
     from proxies_lib.science import outputs
 
     _join(options.distributed)
@@ -452,7 +453,7 @@ def _run(options):
 
 
 def _require_that_committed_code_trained(runs: list[Run]):
-    from proxies_lib.runs import sweep
+    from proxies_lib.runs import provenance, sweep, tables
     from proxies_lib.science import outputs
 
     trained = sweep.plan(runs)
@@ -462,7 +463,7 @@ def _require_that_committed_code_trained(runs: list[Run]):
 
 def _export(asked: _Asked):
     """Write the tables of a label: what its notebooks show, from now on without the store."""
-    from proxies_lib.runs import sweep
+    from proxies_lib.runs import sweep, tables
     from proxies_lib.science import outputs
 
     done = sweep.plan(asked.runs + asked.held_out)
@@ -498,6 +499,7 @@ def _say_held_out(runs: list[Run]):
 
 
 def _figures(options):
+    from proxies_lib.runs import provenance
     from proxies_lib.science import outputs
 
     asked = _gather(options)
@@ -526,6 +528,7 @@ def _merge(options):
 
 
 def _table(options):
+    from proxies_lib.runs import tables
     from proxies_lib.science import outputs
 
     place = outputs.source("papermill_runs", options.scale, "runs.parquet", options.published)
@@ -536,6 +539,9 @@ def _table(options):
 
 
 def _claims(options):
+    from proxies_lib import pages
+    from proxies_lib.science import report
+
     rows = report.scoreboard(options.scale, options.published or options.pages)
     if options.pages:
         pages.write_scoreboard(rows, options.scale)
@@ -551,7 +557,7 @@ def _claims(options):
 
 
 def _print_comparison(rows, options):
-    from proxies_lib.science import claims
+    from proxies_lib.science import claims, report
 
     # Against the own label: what one has trained oneself with what is published.
     published = options.against == options.scale
@@ -575,6 +581,8 @@ def _print_json(rows):
 
 
 def _reference(options):
+    from proxies_lib import pages
+
     text = reference()
     if options.write:
         paths.write_atomically(paths.root() / pages.REFERENCE, text.encode())
@@ -584,6 +592,8 @@ def _reference(options):
 
 def reference() -> str:
     """The text of docs/reference.md."""
+    from proxies_lib import pages
+
     _, commands = _parser_and_commands()
     return pages.reference({name: parser.description for name, parser in commands.items()})
 
@@ -598,6 +608,7 @@ def _bench(options):
 
 
 def _tpu_check(options):
+    from proxies_lib import pages
     from proxies_lib.budget import tpu
 
     if options.table:
@@ -610,7 +621,8 @@ def _tpu_check(options):
 
 
 def _costs(options):
-    from proxies_lib.budget import tpu
+    from proxies_lib import pages
+    from proxies_lib.budget import costs, tpu
 
     if options.table:
         for scale in protocol.scales():
@@ -626,11 +638,15 @@ def _costs(options):
 
 
 def _data_prepare(options):
+    from proxies_lib.runs import datasets
+
     names = ("source", "name", "path", "validation", "tokenizer", "vocab_size", "shards")
     datasets.prepare(**{name: getattr(options, name) for name in names})
 
 
 def _data_list(options):
+    from proxies_lib.runs import datasets
+
     for line in datasets.describe_all():
         print(line)
 

@@ -194,3 +194,11 @@ def test_a_digest_keeps_the_words_that_a_person_wrote(monkeypatch):
     words = {section: f"what {section} found" for section in rows["section"].unique()}
     page = f"<!-- digest -->\n{pages.digest(rows, 'laptop', words)}\n<!-- /digest -->"
     assert pages.sentences(page) == words
+
+
+def test_the_command_starts_without_what_only_some_commands_need():
+    """`proxies --help` and every refusal answer at once: each of these takes a second to import."""
+    script = "import sys, proxies_lib.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not {"jax", "pandas", "matplotlib", "jupytext", "scipy"} & set(done.stdout.split())
