@@ -305,9 +305,7 @@ def _literal(text: str):
     """`text` as a Python literal, else as it is."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    except (MemoryError, RecursionError):  # nested too deeply
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # also: too deep
         return text
 
 

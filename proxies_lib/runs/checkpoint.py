@@ -32,6 +32,7 @@ import numpy as np
 from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError
 from proxies_lib.layout import Layout
+from proxies_lib.settings import first_line
 from proxies_lib.train import Progress
 
 # FLOPs of a device between two checkpoints, by its kind: about five minutes of a laptop's core, of
@@ -324,7 +325,7 @@ class Group:
             if jax.process_count() > 1:
                 raise
             if not self.failed:
-                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+                why = first_line(error)[:100]
                 name = self.folder.name
                 self.say(f"checkpoint: {name} was not written ({why}); training goes on")
             self.failed = True

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 
 from proxies_lib.config import refuse
+from proxies_lib.settings import first_line
 
 Documents = Iterator[tuple[str, str]]  # name and text
 
@@ -121,7 +122,7 @@ def c4_shards(prefix: str, split: str, shards: int | None = None, say=print) -> 
         files, base = fsspec.core.url_to_fs(prefix)
         entries = files.ls(base.rstrip("/") + "/", detail=True)
     except Exception as error:  # every protocol raises its own
-        refuse("path", prefix, f"cannot be listed ({_first_line(error)})")
+        refuse("path", prefix, f"cannot be listed ({first_line(error)})")
     found, cuts = [], set()
     for entry in sorted(entries, key=lambda entry: entry["name"]):
         name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
@@ -152,10 +153,10 @@ def c4_documents(shards: list) -> Documents:
         except BadLine as error:
             refuse("path", path, f"line {number} {error}")
         except (OSError, EOFError, zlib.error) as error:
-            reason = f"after line {number}: {type(error).__name__}: {_first_line(error)}"
+            reason = f"after line {number}: {type(error).__name__}: {first_line(error)}"
             refuse("path", path, f"is not a C4 json.gz shard ({reason})")
         except Exception as error:  # what a protocol raises when a connection breaks
-            refuse("path", path, f"cannot be read after line {number} ({_first_line(error)})")
+            refuse("path", path, f"cannot be read after line {number} ({first_line(error)})")
 
 
 class BadLine(ValueError):
@@ -182,7 +183,3 @@ def _document(line: bytes) -> tuple[str, str]:
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
         raise BadLine('has a "text" that is not Unicode') from None
     return str(record.get("url", "")), text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
