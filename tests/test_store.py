@@ -2,6 +2,9 @@ import errno
 import json
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -552,7 +555,7 @@ def test_a_merge_on_a_full_disk_is_one_line_and_loses_nothing(tmp_path, smoke, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(packs, "write_atomically", full)
+        broken.setattr("proxies_lib.runs.records.write_atomically", full)
         arguments = ["merge", str(tmp_path / "source"), "--store", str(tmp_path / "here")]
         assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
@@ -583,6 +586,53 @@ def test_a_merge_removes_what_killed_writers_left_days_ago_and_nothing_else(tmp_
     fresh.write_bytes(b"under way")
     merged([], tmp_path)
     assert {p.name for p in path.parent.iterdir()} == {*names[2:], fresh.name}
+
+
+STOPPED = """
+import os, pathlib, sys, time
+from proxies_lib.runs import store
+rename, left = os.replace, int(sys.argv[2])
+
+def stop(*files):
+    global left
+    if left == 0:
+        print("stopped", flush=True)
+        time.sleep(600)
+    left -= 1
+    rename(*files)
+
+os.replace = stop
+store.merge([], pathlib.Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which host a process is of")
+@pytest.mark.parametrize("renames", (0, 1))
+def test_a_merge_removes_at_once_what_a_killed_one_left_and_not_what_a_living_one_writes(
+    tmp_path, smoke, renames
+):
+    """The killed one has written its pack, and stands before one of its two renames."""
+    records = fill(tmp_path, seeds(smoke, 3))
+
+    def scratch():
+        return sorted(tmp_path.glob("packs/.*"))
+
+    command = [sys.executable, "-c", STOPPED, str(tmp_path), str(renames)]
+    with subprocess.Popen(command, cwd=paths.root(), stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout.readline() == "stopped\n"
+            merged([], tmp_path)
+            (left,) = scratch()  # it lives
+        finally:
+            writer.kill()
+    of_another_host = left.with_name(re.sub("-[0-9a-f]{12}-", f"-{'0' * 12}-", left.name))
+    of_another_host.write_bytes(left.read_bytes())
+    merged([], tmp_path)
+    assert scratch() == [of_another_host] != [left]
+    os.utime(of_another_host, (0, 0))
+    merged([], tmp_path)
+    assert not scratch()
+    assert_same(tmp_path, records)
 
 
 def exported(folder, runs, out):

@@ -13,24 +13,23 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxies_lib.config import recipe_of, refuse
-from proxies_lib.paths import write_atomically
 from proxies_lib.runs.records import (
     FALSE,
     META,
     OTHER,
     TODAY,
     Record,
+    _write_file,
     check_meta,
     content_of,
     is_wanted,
-    make_way,
     silent,
     worth_of_key,
 )
@@ -43,9 +42,9 @@ CHECKED = {b"keys": b"recomputed"}  # metadata of a pack whose keys were all fou
 class Keys(NamedTuple):
     """Keys of a pack's rows by what they are worth; fields are named as `worth_of_key` says it."""
 
-    today: frozenset
-    other: frozenset = frozenset()
-    false: frozenset = frozenset()
+    today: frozenset[str]
+    other: frozenset[str] = frozenset()
+    false: frozenset[str] = frozenset()
 
 
 # ------------------------------------------------------------------ which packs
@@ -117,7 +116,7 @@ def _keys_of(path: pathlib.Path, *_state: int) -> Keys | None:
 
 def _keys_by_worth(rows: pa.Table) -> Keys:
     """The keys of rows, recomputed."""
-    found = {TODAY: set(), OTHER: set(), FALSE: set()}
+    found: dict[str, set[str]] = {TODAY: set(), OTHER: set(), FALSE: set()}
     columns = (rows[name].to_pylist() for name in ("key", *META))
     for run_key, *texts in zip(*columns):
         try:
@@ -171,7 +170,7 @@ def first_record(rows: pa.Table) -> Record:
     return meta, curves
 
 
-def with_keys(rows: pa.Table, keys: set[str]) -> pa.Table:
+def with_keys(rows: pa.Table, keys: Set[str]) -> pa.Table:
     """Those of the rows that have one of these keys."""
     mask = [run_key in keys for run_key in rows["key"].to_pylist()]
     return rows if all(mask) else rows.filter(pa.array(mask))
@@ -279,6 +278,5 @@ def write_pack(folder: pathlib.Path, rows: pa.Table) -> list[pathlib.Path]:
         half = len(rows) // 2
         return write_pack(folder, rows[:half]) + write_pack(folder, rows[half:])
     path = pathlib.Path(folder) / "packs" / f"{content_hash(content)}.parquet"
-    make_way(path)
-    write_atomically(path, content)
+    _write_file(path, content)
     return [path]

@@ -13,7 +13,6 @@ import contextlib
 import os
 import pathlib
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
@@ -36,6 +35,7 @@ from proxies_lib.runs.records import (
     OTHER,
     TODAY,
     Record,
+    _is_abandoned,
     is_wanted,
     read_loose,
     record_paths,
@@ -47,8 +47,6 @@ __all__ = ["merge", "pack", "read", "stored", "write"]
 
 LINES = 5  # of damaged files told one by one
 
-DAY = 86400.0
-
 
 # ------------------------------------------------------------------ reading
 
@@ -58,6 +56,7 @@ def read(folder: pathlib.Path, run_key: str, columns=None) -> Record | None:
 
     `columns` are the names or prefixes of the wanted curves beside `step`; None for all.
     """
+    # What a run of today may ask for comes first; records of another version can be read by key.
     for worth in (TODAY, OTHER):
         record = read_loose(folder, run_key, worth)
         if record is not None:
@@ -73,12 +72,13 @@ def read(folder: pathlib.Path, run_key: str, columns=None) -> Record | None:
 
 def stored(wanted: set[str], folder: pathlib.Path, say=silent) -> set[str]:
     """Those of the `wanted` keys that the store has; lines to `say` about what is damaged."""
-    damaged = []
+    damaged: list[str] = []
     paths = {key: path for key, path in record_paths(folder).items() if key in wanted}
     loose = {key for key in paths if read_loose(folder, key) is not None}
     packed = keys_of_today(intact_packs(folder, damaged.append).values())
     present = loose | (packed & wanted)
     for key, path in paths.items():
+        # What is gone by now is missing; what still stands there could not be believed.
         if key not in present and os.path.lexists(path):
             damaged.append(_damaged(path))
     _tell(damaged, say)
@@ -110,8 +110,10 @@ def merge(sources: list[pathlib.Path], target: pathlib.Path, say: Callable[[str]
     """
     target = pathlib.Path(target)
     sources = [pathlib.Path(source) for source in sources]
+    # All of them are checked before anything is written.
     for source in sources:
         _check_source(source, target)
+    # A store is made only where something is brought into it.
     if not target.is_dir() and (target.exists() or not sources):
         refuse("store", str(target), "no such folder")
     try:
@@ -142,6 +144,7 @@ def _check_source(source: pathlib.Path, target: pathlib.Path):
     is_pack = source.is_file() and re.fullmatch(r"[0-9a-f]{24}\.parquet", source.name)
     if not is_pack and not record_paths(source) and not any(source.glob("packs/*.parquet")):
         refuse("source", str(source), "is neither a store nor a pack")
+    # Compared through links: a store of another name may be this one.
     its_store = source.parent.parent if is_pack else source
     if its_store.resolve() == target.resolve():
         allowed = "is the store itself; without SOURCE its own records are packed"
@@ -157,7 +160,8 @@ class _Merger:
 
     def __init__(self, target: pathlib.Path):
         self.target = target
-        self.count, self.damaged = collections.Counter(), []
+        self.count: collections.Counter[str] = collections.Counter()
+        self.damaged: list[str] = []
         self.packs = intact_packs(target, self.damaged.append)
         self.loose = record_paths(target)
         # Small packs are written again, together, but for those with rows that nobody understands.
@@ -166,6 +170,7 @@ class _Merger:
             for path, keys in self.packs.items()
             if not keys.false | keys.other and is_small(path)
         }
+        # The rows of small packs are to be taken, so they do not count as had.
         self.have = keys_of_today(
             keys for path, keys in self.packs.items() if path not in self.small
         )
@@ -174,6 +179,7 @@ class _Merger:
         """The rows of all new packs: of small packs, of the target's records, of sources."""
         for rows in self._rows_of_packs(self.small):
             yield self._fresh(rows, "kept")
+        # A merge that was killed may have packed some records and not yet deleted them.
         own = {key: path for key, path in self.loose.items() if key not in self.have}
         for rows in batches(self._records(self.target, own)):
             yield self._fresh(rows, "packed")
@@ -183,13 +189,16 @@ class _Merger:
 
     def delete_replaced(self, written: list[pathlib.Path]):
         """Delete the target's packs and records whose runs are all in packs that stay."""
+        # A small pack that came out with the same content is still itself.
         replaced = self.small.keys() - set(written)
+        # What is safe is read from the disk: nothing is deleted on a promise.
         staying = [keys for path, keys in intact_packs(self.target).items() if path not in replaced]
         safe = keys_of_today(staying)
         for path in replaced:
             if self.packs[path].today <= safe:
                 path.unlink(missing_ok=True)
         for key, path in self.loose.items():
+            # A folder or pipe in a record's place is left to its owner.
             if key in safe and path.is_file():
                 path.unlink(missing_ok=True)
 
@@ -216,6 +225,7 @@ class _Merger:
             record = read_loose(folder, key)
             if record is not None:
                 yield record
+            # Its key cannot be checked here; the version that wrote it may still need it.
             elif read_loose(folder, key, OTHER) is not None:
                 line = f"store: record {path.name} is of another version; it is left alone"
                 self.damaged.append(line)
@@ -235,9 +245,8 @@ class _Merger:
 
 
 def _remove_abandoned(folder: pathlib.Path):
-    """Delete what killed writers left in a store: scratch of `write_atomically`, a day old."""
-    ours = re.compile(r"\.[0-9a-f]{24}\.(npz|parquet)-[0-9a-z_]{8}")  # mkstemp named them once
+    """Delete the scratch that killed writers left in a store."""
     for path in (*folder.glob("??/.*"), *folder.glob("packs/.*")):
         with contextlib.suppress(FileNotFoundError):  # its writer lives, and has just finished
-            if ours.fullmatch(path.name) and time.time() - path.lstat().st_mtime > DAY:
+            if _is_abandoned(path):
                 path.unlink()
