@@ -128,7 +128,7 @@ def test_ruff_is_content(command):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 
-def test_the_types_of_the_core_agree():
+def test_the_types_of_core_and_runs_agree():
     if not importlib.util.find_spec("mypy"):
         pytest.skip("mypy is not installed (the extra test)")
     command = [sys.executable, "-m", "mypy", "--cache-dir", os.devnull]

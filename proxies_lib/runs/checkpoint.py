@@ -25,6 +25,7 @@ import signal
 import sys
 import threading
 import warnings
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -34,6 +35,9 @@ from proxies_lib.config import Run, UserError
 from proxies_lib.layout import Layout
 from proxies_lib.settings import first_line
 from proxies_lib.train import Progress
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 # FLOPs of a device between two checkpoints, by its kind: about five minutes of a laptop's core, of
 # an H200, or ten of a v5e chip.
@@ -223,8 +227,8 @@ class Group:
         self.folder = root() / _folder_name(keys)
         self.every = interval(runs[0], layout)
         self.steps = runs[0].hparams.steps
-        self.manager = None  # Orbax's, from the first save or restore on
-        self.damaged = []  # steps that could not be restored
+        self.manager: ocp.CheckpointManager | None = None  # from the first save or restore on
+        self.damaged: list[int] = []  # steps that could not be restored
         self.failed = False  # a save has
 
     def restore(self, state, metrics, step: int | None = None) -> Progress | None:
@@ -239,8 +243,8 @@ class Group:
         if step is not None:
             steps = [step] if step in steps else []
         for candidate in steps:
-            saved = self._read(candidate, state, metrics)
-            if _everywhere(saved is not None) and _everywhere(self._is_unchanged(candidate, saved)):
+            saved = self._read_everywhere(candidate, state, metrics)
+            if saved is not None:
                 stacked = jax.tree.map(np.asarray, saved["points"])
                 points = [
                     jax.tree.map(lambda values, i=i: values[i], stacked)
@@ -279,6 +283,14 @@ class Group:
         if finished and wrote and jax.process_index() == 0:
             self.folder.rmtree(missing_ok=True)
 
+    def _read_everywhere(self, step: int, state, metrics) -> dict | None:
+        """What was saved at `step`, None unless every process reads it, and unchanged."""
+        saved = self._read(step, state, metrics)
+        if not _everywhere(saved is not None):
+            return None
+        assert saved is not None  # here as everywhere
+        return saved if _everywhere(self._is_unchanged(step, saved)) else None
+
     def _read(self, step: int, state, metrics) -> dict | None:
         """What was saved at `step`, None where it cannot be read."""
         import orbax.checkpoint as ocp
@@ -289,7 +301,7 @@ class Group:
         wanted = {"state": state, "first": first, "points": points}
         with _quietly():
             try:
-                return self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
+                return self._open().restore(step, args=ocp.args.StandardRestore(wanted))
             except Exception:  # Orbax and TensorStore raise almost anything on damaged files
                 pass
             gc.collect()  # coroutines that it left behind would complain later
@@ -297,7 +309,7 @@ class Group:
 
     def _is_unchanged(self, step: int, saved: dict) -> bool:
         """Whether arrays have the sums that they were saved with. Older checkpoints have none."""
-        sums = (self.manager.metadata(step).custom_metadata or {}).get("sums")
+        sums = (self._open().metadata(step).custom_metadata or {}).get("sums")
         found = _sums(saved)  # all processes take part, whatever they read
         return found == (sums or found)
 
@@ -334,7 +346,7 @@ class Group:
             return False
         return True
 
-    def _open(self):
+    def _open(self) -> "ocp.CheckpointManager":
         """Orbax's manager of the group's folder, which is made."""
         if self.manager is None:
             import orbax.checkpoint as ocp

@@ -10,14 +10,19 @@ used.
 import collections
 import fcntl
 import os
+import pathlib
 import platform
 import re
 import socket
 import tempfile
+from typing import TYPE_CHECKING, Any
 
 from proxies_lib import config, paths, settings
 from proxies_lib.config import Run, UserError, refuse
 from proxies_lib.runs import datasets, engines, provenance, store
+
+if TYPE_CHECKING:
+    from proxies_lib.train import Trainer
 
 LANES = 16  # runs of a job on an accelerator
 
@@ -25,7 +30,7 @@ LOSSES = 5  # a job that took more workers than this with it ends the sweep
 
 # What a worker asks of Ray. One chip, also on a slice of several hosts: Ray bounds the process to
 # it, so that hosts do not wait for each other.
-SLOTS = {
+SLOTS: dict[str, dict[str, Any]] = {
     "TPU": {"num_cpus": 0, "resources": {"TPU": 1}},
     "GPU": {"num_cpus": 0, "num_gpus": 1},
     "CPU": {"num_cpus": 1},
@@ -45,7 +50,8 @@ class Worker:
         from proxies_lib.runs import executables
 
         executables.use_cache()
-        self.lanes, self.trainers = lanes, {}
+        self.lanes = lanes
+        self.trainers: dict[tuple, Trainer] = {}
 
     def check(self, fingerprints: dict[tuple[str, int], str]) -> str:
         """What makes this node unfit, in one line, or "".
@@ -83,7 +89,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as scratch:
             for run, result in engines.train_all(trainer, runs, dataset):
                 provenance.record(scratch, run, dataset, result)
-            return [store.read(scratch, key) for key in keys]
+            return [_read_back(scratch, key) for key in keys]
 
     def _trainer_for(self, run: Run):
         """The trainer of a run's program, compiled at most once."""
@@ -93,11 +99,22 @@ class Worker:
         from proxies_lib.train import Trainer
 
         devices = jax.devices() if self.lanes else None
-        layout = layout_for(*run.program, devices) if devices else layout_alone(run)
-        compiled = (*run.program, layout)
+        model_config, train_config = run.program
+        if devices:
+            layout = layout_for(model_config, train_config, devices)
+        else:
+            layout = layout_alone(run)
+        compiled = (model_config, train_config, layout)
         if compiled not in self.trainers:
             self.trainers[compiled] = Trainer(*compiled, devices)
         return self.trainers[compiled]
+
+
+def _read_back(folder: str, run_key: str) -> store.Record:
+    """A record that this process has written."""
+    record = store.read(pathlib.Path(folder), run_key)
+    assert record is not None
+    return record
 
 
 # ------------------------------------------------------------------ the driver
@@ -151,8 +168,9 @@ class _Driver:
         self.lanes = 0 if self.kind == "CPU" else LANES
         self.fingerprints = _fingerprints(plan)
         self.jobs = engines.Jobs(plan, max(self.lanes, 1))
-        self.awaited = {}
-        self.losses = collections.Counter()  # workers that died, by the job that they had
+        self.awaited: dict[Any, tuple[Any, engines.Job | None]] = {}
+        # Workers that died, by the job that they had.
+        self.losses: collections.Counter[engines.Job | None] = collections.Counter()
         self.progress = engines.ProgressBar(plan.missing, plan.seconds, quiet)
         slot = dict(SLOTS[self.kind])
         if self.kind == "CPU":

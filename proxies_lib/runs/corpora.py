@@ -11,7 +11,7 @@ import re
 import stat
 import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from proxies_lib.config import refuse
 from proxies_lib.settings import first_line
@@ -84,12 +84,14 @@ def _files(field: str, pattern: str) -> list[str]:
 def _text(field: str, path: str) -> str:
     """The text of a file. A byte order mark is none of it."""
     require_file(field, path)
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(pathlib.Path(path).suffix, open)
+    openers: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
+    opener = openers.get(pathlib.Path(path).suffix, open)
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            return file.read()
+            text = file.read()
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
         refuse(field, path, f"cannot be read ({error})")
+    return text
 
 
 def require_file(field: str, path: str):

@@ -12,7 +12,8 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -48,6 +49,19 @@ OPTIONS = {
 }
 
 
+if TYPE_CHECKING:  # so that the reference names the function once
+
+    @overload
+    def open_dataset(
+        name: str, vocab_size: int, prepare_missing: Literal[True] = True, say=print
+    ) -> Dataset: ...
+
+    @overload
+    def open_dataset(
+        name: str, vocab_size: int, prepare_missing: bool, say=print
+    ) -> Dataset | None: ...
+
+
 def open_dataset(
     name: str, vocab_size: int, prepare_missing: bool = True, say=print
 ) -> Dataset | None:
@@ -73,19 +87,19 @@ def open_dataset(
         say(str(error))  # and prepare it again
     if dataset or not prepare_missing:
         return dataset
-    if own:
-        return prepare("stdlib", vocab_size=vocab_size, say=say)
-    refuse("data", name, "is not prepared here; run `proxies data prepare` first")
+    if not own:
+        refuse("data", name, "is not prepared here; run `proxies data prepare` first")
+    return prepare("stdlib", vocab_size=vocab_size, say=say)
 
 
 def _is_prepared(name: str, path: pathlib.Path) -> bool:
     try:
         os.lstat(path / "manifest.json")
-        return True
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character
         return False
     except OSError as error:
         refuse("data", name, f"cannot be read ({error.strerror})")
+    return True
 
 
 def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset:
@@ -144,8 +158,8 @@ def prepare(
     documents. Raises UserError where there is nothing to read or to hold out, and where the
     name's folder is not a dataset's: nothing else is ever replaced.
     """
-    given = {"name": name, "path": path, "validation": validation, "tokenizer": tokenizer}
-    given |= {"vocab_size": vocab_size, "shards": shards}
+    given: dict[str, Any] = {"name": name, "path": path, "validation": validation}
+    given |= {"tokenizer": tokenizer, "vocab_size": vocab_size, "shards": shards}
     _check_options(source, given)
     pieces = vocab_size or 1024
     if source == "synthetic":
@@ -230,7 +244,7 @@ def held_out(text: str) -> bool:
     return first < HELD_OUT * 2**32
 
 
-def _texts(source, path, validation, shards, say) -> dict[str, Iterable[str]]:
+def _texts(source, path, validation, shards, say) -> Mapping[str, Iterable[str]]:
     """The documents of each split."""
     if source == "stdlib":
         # By path, as ever: another rule would be another corpus under the same name.
@@ -243,7 +257,7 @@ def _texts(source, path, validation, shards, say) -> dict[str, Iterable[str]]:
         return _c4_texts(path[0], shards, say)
     texts = _distinct(text_documents(path, "path", say), say)
     if validation:
-        held = {}  # in order, each once
+        held: dict[str, None] = {}  # in order, each once
         for pattern in validation:
             held |= dict.fromkeys(_held_out_texts(pattern, say))
         return _apart(texts, held, path, say)

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -68,7 +69,7 @@ def is_distributed() -> bool:
 Job = tuple[tables.Found, ...]  # runs that train together
 
 
-def groups_of(missing: list[tables.Found]) -> list[list[tables.Found]]:
+def groups_of(missing: Iterable[tables.Found]) -> list[list[tables.Found]]:
     """Runs that can train together: of equal program, corpus and steps."""
     groups = collections.defaultdict(list)
     for found in missing:
@@ -82,8 +83,9 @@ class Jobs:
 
     def __init__(self, plan, size: int):
         self.seconds = plan.seconds
-        self.opened = set()  # programs that some worker has compiled
-        self.left = collections.defaultdict(collections.deque)  # jobs by program
+        self.opened: set[tuple] = set()  # programs that some worker has compiled
+        # Jobs by program.
+        self.left: dict[tuple, collections.deque[Job]] = collections.defaultdict(collections.deque)
         for group in groups_of(plan.missing):
             for first in range(0, len(group), size):
                 job = tuple(group[first : first + size])
@@ -101,7 +103,7 @@ class Jobs:
         costs = {p: len(jobs) * self.seconds[p] for p, jobs in self.left.items() if jobs}
         unopened = {p: cost for p, cost in costs.items() if p not in self.opened}
         if program not in costs:
-            program = max(unopened or costs, key=costs.get)
+            program = max(unopened or costs, key=costs.__getitem__)
         self.opened.add(program)
         return self.left[program].popleft()
 

@@ -11,12 +11,16 @@ import pathlib
 import platform
 import sys
 import tempfile
+from typing import Any
 
 import jax
 
 from proxies_lib import config, paths
 
-try:  # names that JAX keeps to itself: a version without them has its own cache, unchecked
+# Names that JAX keeps to itself: a version without them has its own cache, unchecked.
+compilation_cache: Any
+CacheInterface: Any
+try:
     from jax._src import compilation_cache
     from jax._src.compilation_cache_interface import CacheInterface
 except ImportError:

@@ -67,10 +67,12 @@ class WorkerProcess:
 
     def train(self, run: Run):
         """Have `run` trained and stored. Raises UserError where that fails or the process dies."""
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None and stdout is not None  # they are pipes
         try:
-            self.process.stdin.write(json.dumps(config.flat(run)) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            stdin.write(json.dumps(config.flat(run)) + "\n")
+            stdin.flush()
+            line = stdout.readline()
         except BrokenPipeError:
             line = ""
         if not line:

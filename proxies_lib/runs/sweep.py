@@ -18,7 +18,7 @@ from proxies_lib.runs.tables import Layer
 
 FLOPS_PER_SECOND = 35e9  # per core, where no stored run of the program tells
 
-COMPILE_SECONDS = 15.0
+COMPILE_SECONDS = 15.0  # of a program; no stored run tells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +123,14 @@ def plan(
     """
     folder = pathlib.Path(folder or paths.folder("store"))
     distinct = list(dict.fromkeys(runs))
+    # A corpus is opened once, however many runs read it, and always in the same order.
     fingerprints = {}
     for name, vocab_size in sorted({(run.data, run.model.vocab_size) for run in distinct}):
         dataset = datasets.open_dataset(name, vocab_size, prepare_missing=prepare, say=say)
         fingerprints[name, vocab_size] = dataset.fingerprint if dataset else None
     found = tables.locate(distinct, fingerprints, folder, layer, say)
     part, parts = shard
+    # Every n-th run: neighbours cost alike, so shards end at about the same time.
     found = found[part - 1 :: parts]
     return Plan(tuple(found), estimates(found, folder), folder, len(runs))
 
@@ -142,7 +144,8 @@ def estimates(found: list[tables.Found], folder: pathlib.Path) -> dict:
     seconds = {}
     for program, f in example.items():
         seconds[program] = f.run.flops / FLOPS_PER_SECOND
-        record = store.read(folder, f.key, columns=()) if f.layer == Layer.STORED else None
+        # Its time is wanted, and no curve.
+        record = store.read(folder, f.known_key, columns=()) if f.layer == Layer.STORED else None
         if record is not None:
             meta, _ = record
             seconds[program] = meta["result"]["train_seconds"]
@@ -162,9 +165,11 @@ def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False)
         return
     if engine == "auto":
         engine = "processes" if settings.platform_of_jax() == "cpu" else "lanes"
+    # Only what is chosen is imported: JAX and Ray take seconds.
     if engine == "ray":
         from proxies_lib.runs import cluster
 
+        # Without a number all slots of the cluster are used, not as many as here are cores.
         if not workers and "PROXIES_WORKERS" in os.environ:
             workers = cores()
         cluster.train(plan, workers, quiet)

@@ -71,6 +71,12 @@ class Found:
     table_key: str | None = None
 
     @property
+    def known_key(self) -> str:
+        """`key` of a run that is stored or about to be trained: its corpus is known."""
+        assert self.key is not None
+        return self.key
+
+    @property
     def row_key(self) -> str | None:
         """The key of its row in a table."""
         return self.key if self.layer == Layer.STORED else self.table_key
@@ -94,7 +100,8 @@ def locate(
     for run in runs:
         fingerprint = fingerprints[run.data, run.model.vocab_size]
         keys.append(key(run, fingerprint) if fingerprint else None)
-    in_store = store.stored(set(keys), folder, say)
+    known = {run_key for run_key in keys if run_key is not None}
+    in_store = store.stored(known, folder, say)
 
     def found(run: Run, run_key: str | None) -> Found:
         if run_key in in_store:
@@ -190,7 +197,7 @@ def table(
     in_store = [f for f in found if f.layer == Layer.STORED]
     if len(in_store) == len(found):
         return _tabulate(in_store, folder, columns)
-    below = [f.table_key for f in found if f.layer != Layer.STORED]
+    below = [f.table_key for f in found if f.table_key is not None]
     parts = [_rows_below(below, layer, columns)] if below else []
     if in_store:
         parts.append(_tabulate(in_store, folder, columns))
@@ -218,7 +225,7 @@ def _tabulate(
     in_store: list[Found], folder: pathlib.Path, columns
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Runs and curves of runs in the store; NaN where a run lacks a curve."""
-    rows = _gather({f.key for f in in_store}, folder, columns)
+    rows = _gather({f.known_key for f in in_store}, folder, columns)
     position = {run_key: i for i, run_key in enumerate(rows["key"].to_pylist())}
     order = np.array([position[f.key] for f in in_store])
     runs = _runs(in_store, rows, order)

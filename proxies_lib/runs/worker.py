@@ -15,12 +15,16 @@ import queue
 import sys
 import threading
 import traceback
+from typing import TYPE_CHECKING
 
 from proxies_lib import config, settings
 from proxies_lib.config import Run, UserError
 from proxies_lib.runs import datasets
 from proxies_lib.runs.engines import GO_ON, what_failed
 from proxies_lib.runs.provenance import record
+
+if TYPE_CHECKING:
+    from proxies_lib.train import Trainer
 
 
 def work(folder: str, core: int):
@@ -37,7 +41,8 @@ def work(folder: str, core: int):
         os._exit(0)  # the end of the input is the end of the parent
 
     threading.Thread(target=listen, daemon=True).start()
-    trainers, notes = {}, []
+    trainers: dict[tuple, Trainer] = {}
+    notes: list[str] = []
     while True:
         reply = {"refused": "", "failed": ""}
         try:
