@@ -23,13 +23,12 @@
 # alone repairs it for the larger models.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
 
 # %% tags=["setup"]
-import pandas as pd
 from IPython.display import Markdown
 
 from proxies_lib.config import grid, replace
@@ -51,7 +50,7 @@ base = this.base
 no_decay = replace(base, weight_decay=0.0)
 neither = replace(base, weight_decay=0.0, z_loss=0.0)
 matched = replace(base, weight_decay=this.matched_decay, z_loss=0.0)
-axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
+axes = {("d_model", "n_layers"): this.few_sizes, "lr": this.window, "seed": this.seeds}
 runs = {
     "no decay, no z-loss": grid(neither, axes),
     "no decay, z-loss": grid(no_decay, axes),
@@ -59,24 +58,23 @@ runs = {
     "matched decay, no z-loss": grid(matched, axes),
     "decay, z-loss": grid(base, axes),
 }
+combinations = list(runs)
 
 # %% [markdown]
 # Figure 4's runs are the first two arms at the smallest size and LR 0.1, with one change at a time:
-# a longer training, the other precision, a larger vocabulary where the data allows it.
+# a longer training, narrower numbers, a larger vocabulary, a stronger z-loss, as the scale has it.
 
 # %% tags=["grid"]
 longer = {
     "steps": this.horizon * base.hparams.steps,
     "warmup_steps": this.horizon * base.hparams.warmup_steps,
 }
-precision = {"compute_dtype": "float32"}
-if base.model.compute_dtype == "float32":
-    precision = {"compute_dtype": "bfloat16"}
-vocabularies = [{"vocab_size": size} for size in this.vocabularies]
-point = {("d_model", "n_layers"): this.sizes[:1], "lr": (0.1,), "seed": this.seeds}
-for change in (longer, precision, *vocabularies):
+point = {("d_model", "n_layers"): this.few_sizes[:1], "lr": this.drift_lrs, "seed": this.seeds}
+for change in (longer, *map(dict, this.drift)):
     runs["no decay, no z-loss"] += grid(replace(neither, **change), point)
     runs["no decay, z-loss"] += grid(replace(no_decay, **change), point)
+for z_loss in this.z_losses:
+    runs[f"no decay, z-loss {z_loss:g}"] = grid(replace(no_decay, z_loss=z_loss), point)
 
 # %%
 table, curves = report.collect(runs, this)
@@ -99,7 +97,7 @@ report.summary(table, this)
 # rates can grow them.
 
 # %%
-swept = checks.same_as_base(table, this)
+swept = checks.same_as_base(analysis.where(table, method=combinations), this)
 sensitivity = report.lr_figure(swept, this, "fig03_z_loss")
 
 # %% [markdown]
@@ -112,12 +110,14 @@ in_window.pivot(index="method", columns="n_params", values="S").round(3)
 # %% [markdown]
 # ## Figure 4 · the output logits during training
 #
-# **Drawn.** Training loss above, the mean output logit below, against the step, with and without
-# z-loss: the smallest size at LR 0.1 without decay, at the protocol's length on the left and at a
-# longer one on the right.
+# **Drawn.** From top to bottom the training loss, the mean of log² Z and the mean output logit,
+# against the step, with and without z-loss: the smallest size at LR 0.1 without decay, at the
+# protocol's length on the left and, where the scale has one, at a longer one on the right. Z is the
+# sum of the exponentials of the logits. The paper draws the mean logit, which falls there; it may
+# drift up as well, and log² Z sees both.
 #
-# **If the claim holds,** the mean logit without z-loss falls to large negative values late in
-# training, the one with z-loss stays near zero, and the loss without z-loss is higher.
+# **If the claim holds,** log² Z without z-loss grows late in training, the one with z-loss falls to
+# near zero, and the loss without z-loss is higher.
 #
 # **On the laptop** the logits drift slowly, most of it early, as much with z-loss as without, and
 # the two losses lie on each other.
@@ -125,12 +125,13 @@ in_window.pivot(index="method", columns="n_params", values="S").round(3)
 # %%
 at_lr = analysis.where(table, method=["no decay, no z-loss", "no decay, z-loss"], lr=0.1)
 smallest = analysis.where(at_lr, n_params=at_lr["n_params"].min())
-as_base = {"vocab_size": base.model.vocab_size, "compute_dtype": base.model.compute_dtype}
-by_length = analysis.where(smallest, **as_base).assign(point=lambda runs: runs["steps"])
+same_numbers = checks.same_numbers_as_base(smallest, this)
+by_length = same_numbers.assign(point=lambda runs: runs["steps"])
 titles = {steps: f"{steps} steps" for steps in sorted(by_length["steps"].unique())}
 observed = analysis.curves_of(by_length, curves)
 quantities = {
     "loss": ("training loss (nats/token)", "linear"),
+    "mean_log_z_squared": ("mean log² Z", "log"),
     "mean_output_logit": ("mean output logit", "linear"),
 }
 figure = plots.figure_trajectories(observed, quantities, titles)
@@ -139,16 +140,18 @@ report.save(figure, "fig04_output_logits", {"trajectories": drawn}, by_length, t
 
 # %% [markdown]
 # Softmax ignores a common shift of the logits, so drift alone should be harmless in exact
-# arithmetic. Where does it become harm? One change a row: the mean output logit at the end, and
-# what leaving z-loss out costs in final loss.
+# arithmetic. Where does it become harm? One change a row: the mean of log² Z at the end and the
+# final loss, for each coefficient of z-loss, with the precision of the logits and of everything,
+# the vocabulary, the learning rate and the size varied. Mean over the seeds.
 
 # %%
-by_size = analysis.where(at_lr, **as_base, steps=base.hparams.steps)
-compared = pd.concat([smallest, by_size]).drop_duplicates("key")
-logits = analysis.curves_of(compared, curves).groupby("key")["mean_output_logit"].last()
-ends = compared.merge(logits, on="key")
-varied = ["steps", "vocab_size", "compute_dtype", "n_params"]
-ends.pivot_table(index=varied, columns="method", values=["mean_output_logit", "loss"]).round(3)
+drifting = [method for method in runs if method.startswith("no decay")]
+at_drift_lrs = analysis.where(table, method=drifting, lr=this.drift_lrs)
+log2_z = analysis.curves_of(at_drift_lrs, curves).groupby("key")["mean_log_z_squared"].last()
+ends = at_drift_lrs.merge(log2_z, on="key").rename(columns={"mean_log_z_squared": "log² Z"})
+varied = ["n_params", "lr", "steps", "vocab_size", "compute_dtype", "logits_dtype"]
+pivot = ends.pivot_table(index=varied, columns="z_loss", values=["log² Z", "loss"], sort=False)
+pivot.sort_index().round(3)
 
 # %% [markdown]
 # ## What we see at laptop scale

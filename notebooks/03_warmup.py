@@ -19,7 +19,7 @@
 # says: a longer warm-up lowers LR sensitivity and loss, most of all for large models.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -40,7 +40,7 @@ this = study(scale, overrides, train, publish)
 # default.
 
 # %% tags=["grid"]
-axes = {("d_model", "n_layers"): this.sizes, "lr": this.window, "seed": this.seeds}
+axes = {("d_model", "n_layers"): this.few_sizes, "lr": this.window, "seed": this.seeds}
 runs = {}
 for share in this.warmups:
     warmup_steps = round(share * this.base.hparams.steps)

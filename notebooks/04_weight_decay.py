@@ -22,7 +22,7 @@
 # slightly to the right.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -48,7 +48,7 @@ this = study(scale, overrides, train, publish)
 
 # %% tags=["grid"]
 base = this.base
-axes = {("d_model", "n_layers"): this.sizes, "lr": this.lrs, "seed": this.seeds}
+axes = {("d_model", "n_layers"): this.few_sizes, "lr": this.lrs, "seed": this.seeds}
 kinds = {
     "independent decay 1e-4": grid(base, axes),
     "coupled decay 0.1": grid(replace(base, weight_decay=0.1, decay="coupled"), axes),

@@ -22,7 +22,7 @@
 # best extrapolation from smaller ones.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -45,10 +45,10 @@ this = study(scale, overrides, train, publish)
 
 # %% tags=["grid"]
 base, without = this.base, replace(this.base, qk_norm="none")
-lrs_and_seeds = {"lr": this.window, "seed": this.seeds}
+lrs_and_seeds = {"lr": this.window, "seed": this.few_seeds}
 widths = {("d_model", "n_layers"): this.widths} | lrs_and_seeds
 depths = {("d_model", "n_layers"): this.depths} | lrs_and_seeds
-joint = {("d_model", "n_layers"): this.joint, "lr": this.upper, "seed": this.seeds}
+joint = {("d_model", "n_layers"): this.joint, "lr": this.upper, "seed": this.few_seeds}
 runs = {
     "by width": grid(base, widths),
     "by depth": grid(base, depths),

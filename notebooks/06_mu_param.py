@@ -24,7 +24,7 @@
 # also fixes the best learning rate.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -49,9 +49,9 @@ this = study(scale, overrides, train, publish)
 # %% tags=["grid"]
 base, without = this.base, replace(this.base, qk_norm="none")
 base_width = this.sizes[0][0]
-scaled_sizes = [(width, layers, base_width / width) for width, layers in this.sizes]
+scaled_sizes = [(width, layers, base_width / width) for width, layers in this.few_sizes]
 lrs_and_seeds = {"lr": this.window, "seed": this.seeds}
-standard = {("d_model", "n_layers"): this.sizes} | lrs_and_seeds
+standard = {("d_model", "n_layers"): this.few_sizes} | lrs_and_seeds
 simple = {("d_model", "n_layers", "linear_lr"): scaled_sizes} | lrs_and_seeds
 higher = standard | {"lr": tuple(10 * lr for lr in this.window)}
 runs = {
@@ -68,7 +68,8 @@ runs = {
 # the smallest and the largest size.
 
 # %% tags=["grid"]
-width, layers = this.sizes[-1]
+width, layers = this.few_sizes[-1]
+of_few_seeds = {"lr": this.window, "seed": this.few_seeds}
 intermediate = {
     "d_model": width,
     "n_layers": layers,
@@ -76,12 +77,12 @@ intermediate = {
     "head_init": (base_width / width) ** 0.5,
 }
 full = intermediate | {"attention_power": 1.0, "query_init": 0.0}
-smallest_and_largest = (this.sizes[0], this.sizes[-1])
-ends = {("d_model", "n_layers"): smallest_and_largest, "lr": this.upper, "seed": this.seeds}
+smallest_and_largest = (this.few_sizes[0], this.few_sizes[-1])
+ends = {("d_model", "n_layers"): smallest_and_largest, "lr": this.upper, "seed": this.few_seeds}
 runs |= {
-    "µParam (intermediate)": grid(replace(base, **intermediate), lrs_and_seeds),
-    "µParam (full)": grid(replace(base, **full), lrs_and_seeds),
-    "µParam (full), no qk-layernorm": grid(replace(without, **full), lrs_and_seeds),
+    "µParam (intermediate)": grid(replace(base, **intermediate), of_few_seeds),
+    "µParam (full)": grid(replace(base, **full), of_few_seeds),
+    "µParam (full), no qk-layernorm": grid(replace(without, **full), of_few_seeds),
     "logits / d_head": grid(replace(base, attention_power=1.0), ends),
     "logits / d_head, no qk-layernorm": grid(replace(without, attention_power=1.0), ends),
 }

@@ -23,7 +23,7 @@
 # 10³, and worse than a bigram model at 10⁴.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -49,7 +49,7 @@ this = study(scale, overrides, train, publish)
 # %% tags=["grid"]
 without, lrs = replace(this.base, qk_norm="none"), this.window[-6:]
 fitted = {("d_model", "n_layers"): this.fitted, "lr": lrs, "seed": this.seeds}
-larger = {("d_model", "n_layers"): this.held_out, "lr": lrs, "seed": this.seeds}
+larger = {("d_model", "n_layers"): this.held_out, "lr": lrs, "seed": this.few_seeds}
 runs = {"without qk-layernorm": grid(without, fitted)}
 held_out = {"without qk-layernorm": grid(without, larger)}
 
@@ -60,7 +60,7 @@ held_out = {"without qk-layernorm": grid(without, larger)}
 # steps: a model must learn more than a bigram before one can ask when it gets worse than that.
 
 # %% tags=["grid"]
-width, layers = this.sizes[-1]
+width, layers = this.few_sizes[-1]
 blocks = replace(
     this.base,
     d_model=width,
@@ -69,10 +69,10 @@ blocks = replace(
     steps=2 * this.base.hparams.steps,
     warmup_steps=2 * this.base.hparams.warmup_steps,
 )
-kappas = {"qk_norm": ("kappa",), "kappa": (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), "seed": this.seeds}
+kappas = {"qk_norm": ("kappa",), "kappa": (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), "seed": this.few_seeds}
 runs |= {
     "κ": grid(blocks, kappas),
-    "bigram": grid(replace(blocks, n_layers=0), {"seed": this.seeds}),
+    "bigram": grid(replace(blocks, n_layers=0), {"seed": this.few_seeds}),
 }
 
 # %%

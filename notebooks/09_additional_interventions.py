@@ -22,7 +22,7 @@
 # better than over the whole width; logits grow without softmax too.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -50,7 +50,7 @@ half = {"steps": steps // 2, "warmup_steps": warmup // 2}
 twice = {"steps": 2 * steps, "warmup_steps": 2 * warmup}
 quarter = {"steps": steps // 4, "warmup_steps": warmup // 4}
 lrs_and_seeds = {"lr": this.upper, "seed": this.seeds}
-small = {("d_model", "n_layers"): this.sizes[:2]} | lrs_and_seeds
+small = {("d_model", "n_layers"): this.few_sizes[:2]} | lrs_and_seeds
 runs = {
     "0.5 × steps": grid(replace(base, **half), small),
     "1 × steps": grid(base, small),
@@ -65,7 +65,7 @@ runs = {
 # attention weighs values by relu(logit)² / √length; it and its softmax twin have no qk-layernorm.
 
 # %% tags=["grid"]
-wide = {("d_model", "n_layers"): this.sizes[-2:]} | lrs_and_seeds
+wide = {("d_model", "n_layers"): this.few_sizes[-2:]} | lrs_and_seeds
 without = replace(base, qk_norm="none")
 runs |= {
     "qk-layernorm per head": grid(base, wide),

@@ -23,7 +23,7 @@
 # until motion restores independence (6).
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | gpu | paper
+scale = "laptop"  # smoke | laptop | night | long | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -64,6 +64,16 @@ stages = {
 }
 
 # %% [markdown]
+# Is it this burst, or any? The same, with [uniform noise](../../docs/glossary.md#burst) for its
+# batches instead of one token repeated:
+
+# %% tags=["grid"]
+noise = {
+    "ε = 1e-8, noise": replace(disturbed, rare_kind="uniform"),
+    "ε = 1e-3, noise": replace(raised, rare_kind="uniform"),
+}
+
+# %% [markdown]
 # The remedies, one change each to the run with the raised ε and the burst:
 
 # %% tags=["grid"]
@@ -95,8 +105,8 @@ for name in ("float16", "float8_e5m2", "float8_e4m3fn"):
     narrow = replace(quiet, gradient_dtype=name)
     formats[f"{name}, loss × 1"] = narrow
     formats[f"{name}, loss × 64"] = replace(narrow, loss_scale=64.0)
-arms = stages | remedies | repeated | formats
-runs = {name: grid(run, {"seed": this.seeds}) for name, run in arms.items()}
+arms = stages | noise | remedies | repeated | formats
+runs = {name: grid(run, {"seed": this.adam_seeds}) for name, run in arms.items()}
 
 # %%
 table, curves = report.collect(runs, this)
@@ -134,7 +144,7 @@ report.save(figure, "figP2_ratio", drawn, table, this)
 # %%
 layer = checks.TENSOR  # the first MLP layer of block 0
 begin, nearby = burst["rare_batch"], steps // 8
-simulated = adam.by_seed(this.seeds)
+simulated = adam.by_seed(this.adam_seeds)
 observed = analysis.curves_of(table, curves)
 ratios = adam.shares(observed, f"ratio/{layer}")
 observed = observed.assign(dip=[adam.dip_of_histogram(shares) for shares in ratios])
@@ -223,7 +233,8 @@ report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
 #
 # **Drawn.** A row per remedy, the first one without any: the height of the spike, the steps and the
 # tokens lost, and the final loss. Points are seeds, with their mean and its 95 % interval; the
-# dotted line is the mean without a remedy. Steps lost are those until the loss is back, or, for
+# dotted line is the mean without a remedy. The last two rows are no remedies, but another burst, of
+# noise, with either ε. Steps lost are those until the loss is back, or, for
 # *rewind and skip*, the steps thrown away.
 #
 # **If a remedy works,** its points lie left of the dotted line.
@@ -232,14 +243,15 @@ report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
 # remedy; lower β's and a decayed ε end with a lower loss all the same.
 
 # %%
-rescued = analysis.where(analysis.remedies(table, spikes), method=list(remedies))
+rows = [*remedies, *noise]
+rescued = analysis.where(analysis.remedies(table, spikes), method=rows)
 quantities = {
     "height": ("height of the spike (nats)", "linear"),
     "steps_lost": ("steps lost", "linear"),
     "tokens_lost": ("tokens lost", "linear"),
     "loss": (plots.LOSS_AXIS, "linear"),
 }
-figure = plots.figure_dots(rescued, quantities, list(remedies))
+figure = plots.figure_dots(rescued, quantities, rows)
 drawn = rescued[["key", "seed", "method", *quantities]]
 report.save(figure, "figP2_remedies", {"remedies": drawn}, rescued, this)
 

@@ -135,7 +135,9 @@ def _add_protocol(added):
 
 
 def _add_scale(added):
-    added.add_argument("--scale", default="laptop", help="smoke, laptop (default), gpu or paper")
+    added.add_argument(
+        "--scale", default="laptop", help="smoke, laptop (default), night, long, gpu or paper"
+    )
 
 
 def _add_engine(added):
@@ -370,7 +372,7 @@ def _gather(options) -> _Asked:
         os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
     shard, overrides = _shard(options.shard), _settings(options)
     study = protocol.study(options.scale, overrides, train=True)
-    chosen = notebooks.choose(options.sections)
+    chosen = notebooks.choose(options.sections, study)
     if options.publish:
         outputs.require_committed(provenance.commit())
         os.environ[outputs.PUBLISH] = "1"

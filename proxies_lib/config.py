@@ -157,6 +157,11 @@ class ModelConfig:
         one_of("softmax", "squared_relu"),
         "how logits weigh values; squared_relu is relu(logit)²/√seq_len (P1, Fig. E.11)",
     )
+    logits_dtype: str = younger_knob(
+        "float32",
+        one_of("float32", "bfloat16"),
+        "output logits are rounded to it before the loss (does rounding make drift harmful?)",
+    )
 
     def __post_init__(self):
         _check_fields(self)
@@ -259,7 +264,12 @@ class DataOrder:
     )
     rare_batch: int = younger_knob(0, NOT_NEGATIVE, "number of the first rare batch (P2)")
     rare_batches: int = younger_knob(
-        0, NOT_NEGATIVE, "so many batches hold one token, repeated (P2, section 10's burst)"
+        0, NOT_NEGATIVE, "so many batches are rare ones (P2, section 10's burst)"
+    )
+    rare_kind: str = younger_knob(
+        "repeated",
+        one_of("repeated", "uniform"),
+        "a rare batch holds one token, repeated, or tokens drawn uniformly from the vocabulary",
     )
     skip_step: int = younger_knob(0, NOT_NEGATIVE, "the step at which batches are skipped (PaLM)")
     skip_batches: int = younger_knob(0, NOT_NEGATIVE, "so many are left out there (PaLM)")

@@ -82,11 +82,28 @@ class Dataset:
         if step >= order.skip_step:
             number += order.skip_batches
         if order.rare_batch <= number < order.rare_batch + order.rare_batches:
-            token = int(_uniform((3, order.seed), (1,))[0] * self.vocab_size)
-            return np.full((batch_size // n_shards, seq_len + 1), token, np.int32)
+            return self._rare(order, number, batch_size, seq_len, shard, n_shards)
         if order.corpus_batches:
             number %= order.corpus_batches
         return self.batch("train", order.seed, number, batch_size, seq_len, shard, n_shards)
+
+    def _rare(
+        self,
+        order: DataOrder,
+        number: int,
+        batch_size: int,
+        seq_len: int,
+        shard: int,
+        n_shards: int,
+    ) -> np.ndarray:
+        """Rare batch `number`: one token, the same in all of them, or uniform noise."""
+        if order.rare_kind == "repeated":
+            token = int(_uniform((3, order.seed), (1,))[0] * self.vocab_size)
+            return np.full((batch_size // n_shards, seq_len + 1), token, np.int32)
+        share = batch_size // n_shards
+        noise = _uniform((4, order.seed, number), (batch_size, seq_len + 1))
+        rows = noise[shard * share : (shard + 1) * share]
+        return (rows * self.vocab_size).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=8)
@@ -98,7 +115,10 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _uniform(key: tuple, shape: tuple) -> np.ndarray:
-    """Draws from [0, 1), a stream of their own for each key: 1 order, 2 synthetic, 3 rare token."""
+    """Draws from [0, 1), a stream of their own for each key.
+
+    Keys begin with 1 for the order, 2 for synthetic, 3 for the rare token, 4 for noise.
+    """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(shape)
 
 

@@ -53,6 +53,7 @@ class Transformer(nnx.Module):
         self.blocks = nnx.List([Block(config, linear, norm) for _ in range(config.n_layers)])
         self.final_norm = norm(config.d_model)
         self.head = linear(config.d_model, config.vocab_size)
+        self.logits_dtype = config.logits_dtype
 
     def __call__(self, tokens_BT: jax.Array, probe, h: dict, place=anywhere, scanned=None):
         """Logits (N, V) and taps, as `apply` says. `scanned` stands in for the blocks, if given."""
@@ -62,6 +63,8 @@ class Transformer(nnx.Module):
         else:
             x_ND, taps = scanned(x_ND)
         logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
+        if self.logits_dtype == "bfloat16":
+            logits_NV = ops.rounded_to_bfloat16(logits_NV)
         return logits_NV, taps | ops.zeros_unless(probe, _observe_output, logits_NV)
 
     def _through_blocks(self, x_ND, batch: int, probe, h: dict, place):
@@ -121,7 +124,8 @@ class Attention(nnx.Module):
             mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v_BHKS, weights_BHST.astype(v_BHKS.dtype))
             observed = (q_BHKT, k_BHKS, logits_BHST)
         out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
-        observe = functools.partial(_observe_attention, scale)
+        softmax = self.config.attention == "softmax"
+        observe = functools.partial(_observe_attention, scale, softmax)
         return out_ND, ops.zeros_unless(probe, observe, *observed)
 
     def _heads(self, x_ND, batch: int, kappa):
@@ -167,10 +171,12 @@ class LayerNorm(nnx.LayerNorm):
 # ------------------------------------------------------------------ taps
 
 
-def _observe_attention(scale, q_BHKT, k_BHKS, logits_BHST=None) -> dict:
+def _observe_attention(scale, softmax: bool, q_BHKT, k_BHKS, logits_BHST=None) -> dict:
     """Taps of one attention layer, from q and k as they enter the product."""
     if logits_BHST is None:
         logits_BHST = attention_logits(q_BHKT, k_BHKS, scale)
+    sizes_BHST = jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0)
+    largest_H = sizes_BHST.max(axis=(0, 2, 3))
     q_norm_BHT, k_norm_BHS = (
         jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q_BHKT, k_BHKS)
     )
@@ -180,16 +186,35 @@ def _observe_attention(scale, q_BHKT, k_BHKS, logits_BHST=None) -> dict:
     )
     lengths_BHS = q_norm_BHT[..., -1:] * k_norm_BHS
     cosine_BHS = last_BHS / jnp.maximum(lengths_BHS, jnp.finfo(jnp.float32).tiny)
-    return {
-        "max_attention_logit": jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0).max(),
+    taps = {
+        "max_attention_logit": largest_H.max(),
+        "max_attention_logit_of_head": largest_H,
         "q_norm": q_norm_BHT.mean(),
         "k_norm": k_norm_BHS.mean(),
         "qk_cosine": jnp.abs(cosine_BHS).mean(),
     }
+    if softmax:
+        taps["attention_entropy"] = _entropy(logits_BHST)
+    return taps
+
+
+def _entropy(logits_BHST) -> jax.Array:
+    """Mean entropy of the attention weights of a query, −Σ A log A, in nats (Zhai et al. 2023)."""
+    masked = jnp.where(causal(logits_BHST), logits_BHST, -jnp.inf)
+    log_weights = jax.nn.log_softmax(masked, axis=-2)
+    # A key that the mask hides has weight 0, and 0 · log 0 counts as 0.
+    terms = jnp.where(causal(logits_BHST), jnp.exp(log_weights) * log_weights, 0.0)
+    return -terms.sum(axis=-2).mean()
 
 
 def _observe_output(logits_NV) -> dict:
-    return {"mean_output_logit": logits_NV.mean(), "max_output_logit": logits_NV.max()}
+    log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
+    return {
+        "mean_output_logit": logits_NV.mean(),
+        "max_output_logit": logits_NV.max(),
+        "mean_log_z": log_z_N.mean(),
+        "mean_log_z_squared": jnp.square(log_z_N).mean(),
+    }
 
 
 def tensor_rms(tree: dict) -> dict:
@@ -255,11 +280,15 @@ def apply(
     """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `place` pins (N, D).
 
     Taps of each block, (L,):
-        max_attention_logit    largest |logit| over causal entries
-        q_norm, k_norm         mean lengths of q and k as they enter the product
-        qk_cosine              mean |cosine| of the last query with every key
-        block_rms              RMS of the block's output
-    Taps of the output, scalars: mean_output_logit, max_output_logit.
+        max_attention_logit            largest |logit| over causal entries
+        max_attention_logit_of_head    the same of each head, (L, H)
+        attention_entropy              mean entropy of a query's weights, nats; softmax only
+        q_norm, k_norm                 mean lengths of q and k as they enter the product
+        qk_cosine                      mean |cosine| of the last query with every key
+        block_rms                      RMS of the block's output
+    Taps of the output, scalars:
+        mean_output_logit, max_output_logit
+        mean_log_z, mean_log_z_squared    of log Z of each token; the second is P1's log² Z
 
     Of stacked params (`stack`) layers are scanned, and computed again in the backward pass: one
     layer's activations in memory, one layer to compile.

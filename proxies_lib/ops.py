@@ -41,6 +41,18 @@ def rms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
+@jax.custom_jvp
+def rounded_to_bfloat16(x: jax.Array) -> jax.Array:
+    """float32 `x`, each entry rounded to the nearest bfloat16. The gradient passes unchanged."""
+    # XLA may drop a pair of conversions; this operation it may not.
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+@rounded_to_bfloat16.defjvp
+def _rounded_jvp(primals, tangents):
+    return rounded_to_bfloat16(*primals), tangents[0]
+
+
 # ------------------------------------------------------------------ LayerNorm
 
 

@@ -63,15 +63,11 @@ def digest(rows: pd.DataFrame, label: str, words: dict[str, str]) -> str:
     counted = []
     for section, checks in rows.groupby("section", sort=True):
         count = checks["verdict"].value_counts()
-        undecided = checks["note"].str.contains("undecided").sum()
-        fails = str(count.get(claims.FAILS, 0))
         counted.append(
             {
                 "section": _section_link(section, label),
                 "figures": _figure_links(section, label),
-                "holds": count.get(claims.HOLDS, 0),
-                "does not (undecided)": f"{fails} ({undecided})" if undecided else fails,
-                "not testable": count.get(claims.UNTESTABLE, 0),
+                **{verdict: count.get(verdict, 0) for verdict in claims.VERDICTS},
                 "what came out": words.get(section, ""),
             }
         )

@@ -470,15 +470,13 @@ def _result(points: list[dict], first: float, last: float, seconds: float, log_e
 def _named(point: dict) -> dict[str, float]:
     """One logged point as flat, slash-named numbers.
 
-    For example loss, max_attention_logit/0, grad_rms/blocks/0/mlp_in/kernel.
+    For example loss, max_attention_logit/0 (of a block), max_attention_logit_of_head/0/3 (of a
+    block's head), grad_rms/blocks/0/mlp_in/kernel.
     """
     numbers = {"loss": point["loss"].mean(), "gradient_norm": point["gradient_norm"].max()}
     for name, value in point["taps"].items():
-        if not np.ndim(value):
-            numbers[name] = value
-            continue
-        for i, entry in enumerate(value):
-            numbers[f"{name}/{i}"] = entry
+        for index in np.ndindex(np.shape(value)):
+            numbers["/".join([name, *map(str, index)])] = value[index]
     for path, value in jax.tree_util.tree_flatten_with_path(point["tensors"])[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not np.ndim(value):

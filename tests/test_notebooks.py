@@ -17,6 +17,7 @@ from proxies_lib.science.figures import FIGURES, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+STUDY = protocol.study("smoke")
 SMOKE = {"scale": "smoke", "train": True, "publish": True, "overrides": {}}
 PAPER = [figure for figure in FIGURES.values() if figure.section not in ("00", "10")]
 EXECUTED = [
@@ -163,7 +164,7 @@ def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(nam
 
 def test_a_run_that_serves_two_methods_has_a_row_in_each(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
-    first, second = notebooks.runs_of(notebooks.choose(["00"])[0], SMOKE)[0][:2]
+    first, second = notebooks.runs_of(notebooks.choose(["00"], STUDY)[0], SMOKE)[0][:2]
     table, _ = report.collect({"a": [first, second], "b": [second]}, protocol.study("smoke"))
     assert (
         table["method"].tolist() == ["a", "a", "b"]
@@ -276,11 +277,11 @@ def _repeats(runs: dict, method: str) -> bool:
 
 
 def test_sections_are_found_by_number_and_name_overview_last():
-    chosen = notebooks.choose(["00", "01_attention_logit_growth"])
+    chosen = notebooks.choose(["00", "01_attention_logit_growth"], STUDY)
     assert [p.name[:2] for p in chosen] == ["01", "00"]
     runs, held_out = notebooks.runs_of(chosen[0], SMOKE)
     assert len(runs) == 24 and not held_out and runs[0].data == "synthetic"
-    assert notebooks.runs_of(notebooks.choose(["07"])[0], SMOKE)[1]
+    assert notebooks.runs_of(notebooks.choose(["07"], STUDY)[0], SMOKE)[1]
 
 
 CELLS = """# %%

@@ -28,7 +28,7 @@ def costs(scale: str) -> pd.DataFrame:
     figure_rows, section_rows = _Rows(), _Rows()
     table = []
     # The overview comes last: it is made of others' runs.
-    for path in notebooks.choose([]):
+    for path in notebooks.choose([], study):
         section, methods = path.name[:2], notebooks.grid_of(path, notebooks.reading(scale))
         for figure in figures.of_section(section):
             if section != "00" and figure.methods is not None:
@@ -85,7 +85,7 @@ def cost_by_size(scale: str) -> pd.DataFrame:
     from proxies_lib.science import notebooks
 
     runs = set()
-    for path in notebooks.choose([]):
+    for path in notebooks.choose([], protocol.study(scale)):
         runs |= set(_runs_of(notebooks.grid_of(path, notebooks.reading(scale))))
     pairs = [(run.model.n_params, run.flops) for run in runs]
     by_size = pd.DataFrame(pairs, columns=["n_params", "flops"]).groupby("n_params")["flops"]

@@ -176,13 +176,12 @@ def optimum(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def slopes(per_seed: pd.DataFrame, value: str, x: str = "n_params") -> np.ndarray:
-    """Per seed, the least-squares slope of `value` against log10 of `x`."""
-    found = []
-    for _, rows in per_seed.groupby("seed"):
-        slope, _ = np.polyfit(np.log10(rows[x]), rows[value], 1)
-        found.append(slope)
-    return np.array(found)
+def slopes(per_seed: pd.DataFrame, value: str, x: str = "n_params") -> pd.Series:
+    """By seed, the least-squares slope of `value` against log10 of `x`."""
+    found = {}
+    for seed, rows in per_seed.groupby("seed"):
+        found[seed], _ = np.polyfit(np.log10(rows[x]), rows[value], 1)
+    return pd.Series(found, dtype=float).rename_axis("seed")
 
 
 # The columns of a run that go with its logged points.

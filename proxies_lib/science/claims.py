@@ -1,14 +1,18 @@
 """A claim's verdict: its effect per seed, the interval of that, n, and on which side it lies.
 
-A claim holds when its whole interval lies on the claimed side of a threshold. Thresholds are fixed
-in `checks`, before the runs.
+Thresholds are fixed in `checks`, before the runs.
 """
 
 import numpy as np
 
 from proxies_lib.science import analysis
 
-HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable at this scale"
+HOLDS = "holds"  # the whole interval lies on the claimed side of the threshold
+CONTRADICTED = "contradicted"  # the whole interval lies on the other side
+UNDECIDED = "undecided"  # the interval includes the threshold
+UNTESTABLE = "not testable"  # the note says why
+
+VERDICTS = (HOLDS, CONTRADICTED, UNDECIDED, UNTESTABLE)
 
 
 def check(
@@ -26,8 +30,9 @@ def check(
     """The row of one claim, with its verdict from `values`, an effect per seed.
 
     The claim holds where the interval lies `above`, or `below`, a threshold: give one of the two.
-    A single seed is judged by its value, and the note says so. `unless` is the reason, where there
-    is one, why this scale cannot test the claim; a value that is nan is such a reason too.
+    It is contradicted where the interval lies on the other side. A single seed is judged by its
+    value, and the note says so. `unless` is the reason, where there is one, why this scale cannot
+    test the claim; a value that is nan is such a reason too.
     """
     if (above is None) == (below is None):
         raise TypeError("a claim holds above a threshold or below one")
@@ -58,13 +63,12 @@ def check(
 def _judge(values: np.ndarray, side: str, threshold: float) -> tuple[str, str]:
     """The verdict, and what a reader should know about it, or ""."""
     effect, lo, hi = analysis.interval(values)
+    remark = ""
     if len(values) == 1:
         lo = hi = effect
-    # The end of the interval that is nearest to the wrong side decides.
-    inside = lo > threshold if side == "above" else hi < threshold
-    verdict = HOLDS if inside else FAILS
-    if len(values) == 1:
-        return verdict, "one seed, no interval"
-    if verdict == FAILS and (effect > threshold) == (side == "above"):
-        return verdict, f"undecided: the interval includes {threshold:g}"
-    return verdict, ""
+        remark = "one seed, no interval"
+    above, below = lo > threshold, hi < threshold
+    if not above and not below:
+        # Seeds that all give the threshold itself do not lie on the claimed side.
+        return (UNDECIDED if lo < hi else CONTRADICTED), remark
+    return (HOLDS if above == (side == "above") else CONTRADICTED), remark

@@ -23,7 +23,8 @@ def size_of(run: Run) -> tuple[int, int]:
 
 def vocabulary_and_precision_of_base(run: Run, study: Study) -> bool:
     model, base = run.model, study.base.model
-    return model.vocab_size == base.vocab_size and model.compute_dtype == base.compute_dtype
+    names = ("vocab_size", "compute_dtype", "logits_dtype")
+    return all(getattr(model, name) == getattr(base, name) for name in names)
 
 
 def like_base(run: Run, study: Study) -> bool:
@@ -39,16 +40,17 @@ def at_points_of_figure_2(run: Run, study: Study) -> bool:
 
 def smallest_at_lr_01(run: Run, study: Study) -> bool:
     """Of any length, in the vocabulary and precision of the scale."""
-    smallest_there = size_of(run) == study.sizes[0] and run.hparams.lr == 0.1
+    smallest_there = size_of(run) == study.few_sizes[0] and run.hparams.lr == 0.1
     return smallest_there and vocabulary_and_precision_of_base(run, study)
 
 
-def largest(run: Run, study: Study) -> bool:
-    return size_of(run) == study.sizes[-1]
+def largest_of_few(run: Run, study: Study) -> bool:
+    return size_of(run) == study.few_sizes[-1]
 
 
 def smallest_and_largest_at_upper_lrs(run: Run, study: Study) -> bool:
-    return size_of(run) in (study.sizes[0], study.sizes[-1]) and run.hparams.lr in study.upper
+    ends = (study.few_sizes[0], study.few_sizes[-1])
+    return size_of(run) in ends and run.hparams.lr in study.upper
 
 
 def at_upper_lrs(run: Run, study: Study) -> bool:
@@ -84,8 +86,8 @@ _FIGURES = (
     Figure("1", "01", "fig01_lr_sensitivity"),
     Figure("2", "01", "fig02_logit_growth", shows=at_points_of_figure_2),
     Figure("E.1", "01", "figE01_qk_norms", shows=at_points_of_figure_2),
-    Figure("3", "02", "fig03_z_loss", shows=like_base),
-    Figure("4", "02", "fig04_output_logits", "no decay, .*", smallest_at_lr_01),
+    Figure("3", "02", "fig03_z_loss", ".*z-loss", like_base),
+    Figure("4", "02", "fig04_output_logits", "no decay, (no )?z-loss", smallest_at_lr_01),
     Figure("5", "03", "fig05_warmup"),
     Figure("6", "04", "fig06_weight_decay", "independent.*|coupled.*"),
     Figure("E.10", "04", "figE10_decay_strength", "no decay|decay 1e-4|.*matched decay"),
@@ -99,7 +101,7 @@ _FIGURES = (
         "06",
         "figE05_mu_param_variants",
         r"standard|µParam \(\w+\)|µParam \(full\), no qk-layernorm",
-        largest,
+        largest_of_few,
     ),
     Figure(
         "E.6",
@@ -134,7 +136,8 @@ _FIGURES = (
         "P2.remedies",
         "10",
         "figP2_remedies",
-        "ε = (1e-[38]|0)|ε from .*|LR / 3|batch / 2|β = .*|embedding gradient / 10|rewind and skip",
+        "ε = (1e-[38](, noise)?|0)|ε from .*|LR / 3|batch / 2|β = .*"
+        "|embedding gradient / 10|rewind and skip",
     ),
     Figure("P2.batches", "10", "figP2_batches", "every batch new|.*, again and again"),
     Figure("P2.formats", "10", "figP2_formats", "ε = 1e-8, no burst|float.*, loss × .*"),

@@ -17,6 +17,7 @@ from proxies_lib import paths
 from proxies_lib.config import Run, UserError, refuse
 from proxies_lib.runs import engines
 from proxies_lib.science import outputs
+from proxies_lib.science.protocol import Study
 
 KERNEL = "python3"
 
@@ -34,19 +35,24 @@ def sections() -> dict[str, pathlib.Path]:
     }
 
 
-def choose(names: list[str]) -> list[pathlib.Path]:
+def choose(names: list[str], study: Study) -> list[pathlib.Path]:
     """The notebooks of the sections with these numbers or names, all of them where none is given.
 
-    The overview comes last: it shows what the others found. Raises UserError for an unknown one.
+    The overview comes last: it shows what the others found. Raises UserError for an unknown one,
+    and for one that the scale of `study` is not made for.
     """
     known = sections()
     if not known:
         raise UserError(f"notebooks: none in {paths.root()}; stand in the project's folder")
+    offered = [number for number in known if not study.sections or number in study.sections]
     chosen = set()
-    for name in names or list(known):
+    for name in names or offered:
         number = name[:2]
         if number not in known or name not in (number, known[number].stem):
-            refuse("section", name, f"must be one of {', '.join(known)}")
+            refuse("section", name, f"must be one of {', '.join(offered)}")
+        if number not in offered:
+            allowed = f"scale {study.scale} is made for {', '.join(offered)}"
+            refuse("section", name, allowed)
         chosen.add(known[number])
     return sorted(chosen, key=lambda path: (path.name.startswith("00"), path))
 

@@ -40,12 +40,30 @@ class Study:
     fitted: tuple  # Fig. 9 is fitted on these sizes …
     held_out: tuple  # … and predicts these
     adam: tuple  # the size of section 10
+    # Where a claim is no trend over the whole range of N, fewer sizes do; empty: all of them.
+    few_sizes: tuple = ()
+    # Where an arm costs much and is no headline, fewer seeds do; empty: all of them.
+    few_seeds: tuple = ()
+    adam_seeds: tuple = ()  # of section 10, whose spikes differ much; empty: those of the others
     horizon: int = 2  # Fig. 4 trains up to this many times longer …
-    vocabularies: tuple = ()  # … and with these vocabularies too
+    drift: tuple = ()  # … and with each of these changes of fields, ((name, value), …)
+    drift_lrs: tuple = (0.1,)  # peak LRs of Fig. 4; the first one is the paper's
+    z_losses: tuple = ()  # further coefficients of z-loss in Fig. 4
+    sections: tuple = ()  # what the scale is made for; empty: every section
     train: bool = False  # train what the store lacks
     publish: bool = False  # write figures and verdicts
     overrides: tuple = ()  # what one changed: (name, JSON value), sorted
     name: str = ""  # the name that one gave to a protocol of one's own
+
+    def __post_init__(self):
+        defaults = {
+            "few_sizes": self.sizes,
+            "few_seeds": self.seeds,
+            "adam_seeds": self.seeds,
+        }
+        for name, value in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
 
     @property
     def label(self) -> str:
@@ -98,8 +116,15 @@ PAPER_WARMUPS = (0.0005, 0.005, 0.05, 0.1, 0.25)
 
 @functools.cache
 def scales() -> dict[str, Study]:
-    """The four scales. Warm-up is 5 % of the steps everywhere, as in P1."""
-    return {"smoke": _smoke(), "laptop": _laptop(), "gpu": _gpu(), "paper": _paper()}
+    """The six scales. Warm-up is 5 % of the steps everywhere, as in P1."""
+    return {
+        "smoke": _smoke(),
+        "laptop": _laptop(),
+        "night": _night(),
+        "long": _long(),
+        "gpu": _gpu(),
+        "paper": _paper(),
+    }
 
 
 def _smoke() -> Study:
@@ -134,6 +159,8 @@ def _smoke() -> Study:
         fitted=((8, 1), (16, 1)),
         held_out=((24, 1),),
         adam=(8, 2),
+        drift=((("compute_dtype", "bfloat16"),), (("logits_dtype", "bfloat16"),)),
+        z_losses=(1e-2,),
     )
 
 
@@ -172,8 +199,90 @@ def _laptop() -> Study:
         fitted=((16, 2), (32, 2), (48, 2), (64, 2)),
         held_out=((128, 2),),
         adam=(32, 4),
+        adam_seeds=tuple(range(8)),
         horizon=8,
-        vocabularies=(2048,),
+        drift=((("compute_dtype", "bfloat16"),), (("vocab_size", 2048),)),
+    )
+
+
+def _night() -> Study:
+    """A night on a few cores: 15 times the laptop's tokens, 4 times its largest N.
+
+    docs/night.md says why so, what it can decide, and what was predicted.
+    """
+    base = replace(
+        _laptop().base,
+        batch_size=32,
+        # The first logged point is at 2 % of the training, as Fig. 9's probe.
+        log_every=40,
+        steps=1920,
+        warmup_steps=96,
+    )
+    sizes = ((16, 2), (32, 2), (64, 2), (128, 2))
+    return Study(
+        "night",
+        base,
+        sizes=sizes,
+        lrs=PAPER_WINDOW,
+        seeds=(0, 1, 2, 3, 4),
+        window=PAPER_WINDOW[2:],
+        widths=sizes,
+        depths=((64, 2), (64, 4), (64, 8)),
+        joint=((32, 1), (64, 2), (80, 5)),
+        figure2=((32, 2, 3e-1), (128, 2, 1e-1)),
+        warmups=(0.0005, 0.005, 0.05, 0.25),
+        fitted=sizes,
+        held_out=((256, 2),),
+        adam=(32, 4),
+        few_sizes=sizes[:3],
+        few_seeds=(0, 1, 2),
+        adam_seeds=tuple(range(8)),
+        horizon=4,
+        drift=((("compute_dtype", "bfloat16"),), (("logits_dtype", "bfloat16"),)),
+        z_losses=(1e-2, 1e-1),
+    )
+
+
+def _long() -> Study:
+    """The paper's own number of steps, warm-up, decay and learning rates, on tiny models.
+
+    For what needs time: λ · steps and η · steps are those of the paper.
+    """
+    base = replace(
+        _laptop().base,
+        steps=PAPER_RUN.hparams.steps,
+        warmup_steps=PAPER_RUN.hparams.warmup_steps,
+        log_every=1000,
+    )
+    sizes = ((16, 2), (32, 2))
+    in_bfloat16 = ("compute_dtype", "bfloat16")
+    larger_vocabulary = ("vocab_size", 1024)
+    return Study(
+        "long",
+        base,
+        sizes=sizes,
+        lrs=PAPER_WINDOW,
+        seeds=(0, 1, 2),
+        window=PAPER_WINDOW,
+        widths=sizes,
+        depths=sizes[-1:],
+        joint=sizes,
+        figure2=((16, 2, 3e-1), (32, 2, 1e-1)),
+        warmups=PAPER_WARMUPS,
+        fitted=sizes,
+        held_out=((64, 2),),
+        adam=(32, 4),
+        few_sizes=sizes[:1],
+        horizon=1,
+        drift=(
+            (("logits_dtype", "bfloat16"),),
+            (in_bfloat16,),
+            (larger_vocabulary,),
+            (larger_vocabulary, in_bfloat16),
+        ),
+        drift_lrs=(0.1, 0.3),
+        z_losses=(1e-2, 1e-1),
+        sections=("00", "01", "02", "04", "08"),
     )
 
 
@@ -306,7 +415,10 @@ def _following(lists: dict, chosen: Study) -> dict:
     if "sizes" in lists or "lrs" in lists:
         following["figure2"] = ((*sizes[0], lrs[-1]), (*sizes[-1], lrs[-1]))
     if "sizes" in lists:
-        following |= dict.fromkeys(("widths", "depths", "joint", "fitted"), sizes)
+        series = ("widths", "depths", "joint", "fitted", "few_sizes")
+        following |= dict.fromkeys(series, sizes)
+    if "seeds" in lists:
+        following |= dict.fromkeys(("few_seeds", "adam_seeds"), lists["seeds"])
     return following
 
 

@@ -14,7 +14,7 @@ from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError
 from proxies_lib.runs import engines, provenance, sweep, tables
 from proxies_lib.science import analysis, outputs, plots, protocol
-from proxies_lib.science.claims import FAILS, HOLDS, UNTESTABLE
+from proxies_lib.science.claims import UNTESTABLE, VERDICTS
 from proxies_lib.science.figures import FIGURES
 from proxies_lib.science.protocol import Study
 
@@ -159,8 +159,6 @@ def size_figure(runs: pd.DataFrame, study: Study, name: str):
     loss = analysis.lr_curves(runs, CURVE)
     save(plots.figure_by_size(loss), name, {"loss": loss}, runs, study)
 
-
-VERDICTS = (HOLDS, FAILS, UNTESTABLE)
 
 CLAIMS = "claims.csv"
 
@@ -311,14 +309,13 @@ def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) ->
 
 
 def tally(rows: pd.DataFrame) -> str:
-    """How many claims hold, do not, and cannot be tested, in a sentence."""
+    """How many claims have each verdict, in a sentence."""
     counts = rows["verdict"].value_counts()
-    holding, failing, untestable = (counts.get(verdict, 0) for verdict in VERDICTS)
-    undecided = rows["note"].str.contains("undecided").sum()
+    holding, contradicted, undecided, untestable = (counts.get(name, 0) for name in VERDICTS)
     return (
         f"Of {len(rows)} checks on {rows['figure'].nunique()} figures, {holding} hold, "
-        f"{failing} do not ({undecided} of them undecided: the interval includes the threshold), "
-        f"and {untestable} cannot be tested at this scale."
+        f"{contradicted} are contradicted, {undecided} are undecided (the interval includes the "
+        f"threshold), and {untestable} cannot be tested at this scale."
     )
 
 

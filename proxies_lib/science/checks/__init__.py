@@ -24,7 +24,13 @@ from proxies_lib.science.checks.attention_logits import attention_logit_growth
 from proxies_lib.science.checks.epsilon import adamw_epsilon
 from proxies_lib.science.checks.instability import TENSOR, adam_instability
 from proxies_lib.science.checks.interventions import additional_interventions
-from proxies_lib.science.checks.measures import GRADIENT, KEY_GRADIENT, UPDATE, same_as_base
+from proxies_lib.science.checks.measures import (
+    GRADIENT,
+    KEY_GRADIENT,
+    UPDATE,
+    same_as_base,
+    same_numbers_as_base,
+)
 from proxies_lib.science.checks.output_logits import z_loss
 from proxies_lib.science.checks.prediction import predicting_logit_growth
 from proxies_lib.science.checks.scaling import mu_param, width_vs_depth
@@ -46,6 +52,7 @@ __all__ = [
     "mu_param",
     "predicting_logit_growth",
     "same_as_base",
+    "same_numbers_as_base",
     "warmup",
     "weight_decay",
     "width_vs_depth",

@@ -9,18 +9,17 @@ import pandas as pd
 
 from proxies_lib.science import analysis
 from proxies_lib.science.analysis import where
-from proxies_lib.science.checks.measures import FORCED, GRADIENT, UPDATE
+from proxies_lib.science.checks.measures import FORCED, GRADIENT, QUESTION, UPDATE
 from proxies_lib.science.checks.thresholds import EXPLODES, SMALL
 from proxies_lib.science.claims import check
 
 TENSOR = "blocks/0/mlp_in"  # of the histograms: the early layer that P2 is about
 COSINE = f"gradient_cosine/{TENSOR}"  # of successive gradients
 
-QUESTION = "a question of this project, not a claim of the paper"
-
 DEFAULT, RAISED, LARGE_BATCH = "ε = 1e-8", "ε = 1e-3", "ε = 1e-3, batch × 8"
 QUIET, RAISED_QUIET = f"{DEFAULT}, no burst", f"{RAISED}, no burst"
 DECAYED = "ε from 1e-3 to 1e-8"
+NOISE, RAISED_NOISE = f"{DEFAULT}, noise", f"{RAISED}, noise"
 
 REMEDIES = {  # the end of the claim's name: the arm, the words of the statement
     "lr": ("LR / 3", "A lower LR"),
@@ -57,6 +56,7 @@ def adam_instability(
         *_ratio(simulated),
         *_stages_before_the_burst(observed, modes, begin, window),
         *_stages_of_the_spike(observed, height, final, begin, window),
+        *_another_burst(height),
         *_remedies(height),
         *_repeated_batches(modes),
         *_decayed_epsilon(final),
@@ -78,7 +78,7 @@ def _ratio(simulated: pd.DataFrame) -> list[dict]:
         check(
             "P2-bimodal",
             "P2.ratio",
-            "Correlated in time they make r bimodal, from ρ ≈ 0.3 on.",
+            "Gradients correlated in time make r bimodal, from ρ ≈ 0.3 on.",
             "first share ρ that the dip test rejects, β = (0.9, 0.95)",
             simulated["rho"],
             below=0.35,
@@ -114,7 +114,7 @@ def _stages_before_the_burst(
         check(
             "P2-3-frozen",
             "P2.stages",
-            "Stage 3: their updates collapse.",
+            "Stage 3: the updates of early layers, whose gradients are below ε, collapse.",
             "update RMS before the burst, raised ε / default",
             update[RAISED] / update[DEFAULT],
             below=0.5,
@@ -132,7 +132,7 @@ def _stages_before_the_burst(
         check(
             "P2-4-batch",
             "P2.stages",
-            "Stage 4: so do those of a large batch.",
+            "Stage 4: with a large batch the gradients of frozen layers correlate in time.",
             "cosine of successive gradients, batch × 8 − batch",
             cosine[LARGE_BATCH] - cosine[RAISED],
             above=0.0,
@@ -182,6 +182,30 @@ def _stages_of_the_spike(
             final[RAISED] - final[RAISED_QUIET],
             below=SMALL,
             note=FORCED,
+        ),
+    ]
+
+
+def _another_burst(height: pd.Series) -> list[dict]:
+    """Batches of uniform noise instead of one token, repeated."""
+    return [
+        check(
+            "P2-5-noise",
+            "P2.remedies",
+            "A burst of uniform noise makes the loss explode too.",
+            "height of the spike, burst of noise − no burst, raised ε, nats",
+            height[RAISED_NOISE] - height[RAISED_QUIET],
+            above=EXPLODES,
+            note=QUESTION,
+        ),
+        check(
+            "P2-5-noise-epsilon",
+            "P2.remedies",
+            "Frozen layers make the spike after a burst of uniform noise higher.",
+            "height of the spike after noise, raised ε − default, nats",
+            height[RAISED_NOISE] - height[NOISE],
+            above=0.0,
+            note=QUESTION,
         ),
     ]
 
@@ -257,7 +281,7 @@ def _formats(table: pd.DataFrame, observed: pd.DataFrame, final: pd.Series) -> l
         check(
             "P2-loss-scale",
             "P2.formats",
-            "Scaling the loss repairs it.",
+            "Scaling the loss repairs what underflow of gradients costs.",
             f"final loss, {scaled} − float32, nats",
             final[scaled] - final[QUIET],
             below=SMALL,

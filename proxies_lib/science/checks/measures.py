@@ -20,18 +20,28 @@ KEY_GRADIENT = "grad_rms/blocks/0/attention/key/kernel"
 FORCED = "forced by raising ε"  # the note of a check that makes the paper's regime, not finds it
 
 
-def series(frame: pd.DataFrame, value: str, **selected) -> pd.Series:
-    """`value` of the rows that `where` selects, by seed and N.
+QUESTION = "a question of this project, not a claim of the paper"
 
-    Arithmetic of two such series pairs equal seeds and sizes.
-    """
+
+def series(frame: pd.DataFrame, value: str, **selected) -> pd.Series:
+    """`value` of the rows that `where` selects, by seed and N."""
     return where(frame, **selected).set_index(["seed", "n_params"])[value]
 
 
 def difference(frame: pd.DataFrame, value: str, method: str, less: str, **selected) -> pd.Series:
-    """`value` of one `method` less that of the method `less`, by seed and N."""
-    minuend = series(frame, value, method=method, **selected)
-    return minuend - series(frame, value, method=less, **selected)
+    """`value` of one `method` less that of the method `less`, by seed and N.
+
+    Only where both arms have that seed and N: the pair shares its initialization and its data, so
+    what differs is the method.
+    """
+    minuend, subtrahend = (series(frame, value, method=name, **selected) for name in (method, less))
+    return minus(minuend, subtrahend)
+
+
+def minus(minuend: pd.Series, subtrahend: pd.Series) -> pd.Series:
+    """The difference of two arms, paired by what both are indexed by, seeds above all."""
+    paired = minuend.index.intersection(subtrahend.index)
+    return minuend.loc[paired] - subtrahend.loc[paired]
 
 
 def per_seed(values: pd.Series, how: str = "mean") -> np.ndarray:
@@ -39,8 +49,8 @@ def per_seed(values: pd.Series, how: str = "mean") -> np.ndarray:
     return values.groupby("seed").agg(how).to_numpy()
 
 
-def log_slopes(frame: pd.DataFrame, value: str, x: str = "n_params") -> np.ndarray:
-    """Per seed, decades of `value` per decade of `x`."""
+def log_slopes(frame: pd.DataFrame, value: str, x: str = "n_params") -> pd.Series:
+    """By seed, decades of `value` per decade of `x`."""
     return analysis.slopes(frame.assign(decades=np.log10(frame[value])), "decades", x)
 
 
@@ -53,7 +63,14 @@ def decays_nothing(decay: float, study: Study) -> str:
 
 
 def same_as_base(table: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """The runs of the base's steps, vocabulary, precision and batch."""
+    """The runs of the base's steps, batch, vocabulary and precision."""
     flat = config.flat(study.base)
-    names = ("steps", "vocab_size", "compute_dtype", "batch_size")
-    return where(table, **{name: flat[name] for name in names})
+    same_training = {name: flat[name] for name in ("steps", "batch_size")}
+    return where(same_numbers_as_base(table, study), **same_training)
+
+
+def same_numbers_as_base(table: pd.DataFrame, study: Study, **changed) -> pd.DataFrame:
+    """The runs of the base's vocabulary and precision, but for what is `changed`."""
+    flat = config.flat(study.base)
+    names = ("vocab_size", "compute_dtype", "logits_dtype")
+    return where(table, **({name: flat[name] for name in names} | changed))
