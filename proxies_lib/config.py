@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 SCHEMA = 2  # bump by hand when the meaning of a stored number changes
 
@@ -32,7 +32,7 @@ HISTOGRAM_RANGE = 1.5  # |r| of Adam is at most 1.2 with β (0.9, 0.95) (P2)
 SHOWN = 200  # characters of a refused value: a path should be whole
 
 
-def refuse(name: str, value, allowed: str):
+def refuse(name: str, value, allowed: str) -> NoReturn:
     """Raise the UserError of a value that is not `allowed`, in one line whatever it is."""
     raise UserError(f"{shown(name)}={shown(value, repr)}: {allowed}")
 
@@ -123,7 +123,7 @@ def typed(name: str, value, kind: type):
         value = int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         refuse(name, value, f"must be of type {kind.__name__}")
-    if kind is int and value > MAX_INT:
+    if isinstance(value, int) and value > MAX_INT:
         refuse(name, value, f"must be at most {MAX_INT}")
     return value
 
@@ -298,7 +298,7 @@ class Run:
             refuse("steps", self.hparams.steps, allowed)
 
     @property
-    def program(self) -> tuple:
+    def program(self) -> tuple[ModelConfig, TrainConfig]:
         """What is static, (model, train): runs with equal programs share one executable."""
         return self.model, self.train
 

@@ -99,12 +99,8 @@ class Worker:
         from proxies_lib.train import Trainer
 
         devices = jax.devices() if self.lanes else None
-        model_config, train_config = run.program
-        if devices:
-            layout = layout_for(model_config, train_config, devices)
-        else:
-            layout = layout_alone(run)
-        compiled = (model_config, train_config, layout)
+        layout = layout_for(*run.program, devices) if devices else layout_alone(run)
+        compiled = (*run.program, layout)
         if compiled not in self.trainers:
             self.trainers[compiled] = Trainer(*compiled, devices)
         return self.trainers[compiled]

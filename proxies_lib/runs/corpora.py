@@ -88,10 +88,9 @@ def _text(field: str, path: str) -> str:
     opener = openers.get(pathlib.Path(path).suffix, open)
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            text = file.read()
+            return file.read()
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
         refuse(field, path, f"cannot be read ({error})")
-    return text
 
 
 def require_file(field: str, path: str):

@@ -95,11 +95,11 @@ def open_dataset(
 def _is_prepared(name: str, path: pathlib.Path) -> bool:
     try:
         os.lstat(path / "manifest.json")
+        return True
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character
         return False
     except OSError as error:
         refuse("data", name, f"cannot be read ({error.strerror})")
-    return True
 
 
 def _open(name: str, path: pathlib.Path, vocab_size: int, read: bool) -> Dataset:

@@ -29,10 +29,9 @@ def train(plan, quiet: bool):
     with checkpoint.until_terminated():
         for layout, members in _groups(missing, devices):
             program = members[0].run.program
-            model_config, train_config = program
             dataset = _open_as_planned(members[0])
             if (program, layout) not in trainers:
-                trainers[program, layout] = Trainer(model_config, train_config, layout, devices)
+                trainers[program, layout] = Trainer(*program, layout, devices)
             trainer = trainers[program, layout]
             runs, keys = [found.run for found in members], [found.known_key for found in members]
             for run, result in engines.train_all(trainer, runs, dataset, keys):
@@ -62,8 +61,7 @@ def _groups(missing: list[tables.Found], devices) -> Iterator[tuple[Layout, list
         # It was saved on other devices, perhaps.
         yield Layout(**group["layout"]).on(len(devices), members[0].run.train), members
     for members in engines.groups_of(left.values()):
-        model_config, train_config = members[0].run.program
-        yield layout_for(model_config, train_config, devices), members
+        yield layout_for(*members[0].run.program, devices), members
 
 
 def _open_as_planned(found: tables.Found) -> Dataset:
