@@ -26,12 +26,12 @@ from proxies_lib.runs.records import (
     OTHER,
     TODAY,
     Record,
-    _write_file,
     check_meta,
     content_of,
     is_wanted,
     silent,
     worth_of_key,
+    write_file,
 )
 
 PACK_BYTES = 15 * 2**20  # of a pack at most, where it holds more than one run
@@ -278,5 +278,5 @@ def write_pack(folder: pathlib.Path, rows: pa.Table) -> list[pathlib.Path]:
         half = len(rows) // 2
         return write_pack(folder, rows[:half]) + write_pack(folder, rows[half:])
     path = pathlib.Path(folder) / "packs" / f"{content_hash(content)}.parquet"
-    _write_file(path, content)
+    write_file(path, content)
     return [path]

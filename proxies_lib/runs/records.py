@@ -10,23 +10,17 @@ Whatever else stands in its place, be it cut, flipped, a folder or a pipe, makes
 missing.
 """
 
-import contextlib
-import functools
 import io
 import json
 import math
-import os
 import pathlib
-import platform
-import re
 import secrets
-import time
 import zipfile
 
 import numpy as np
 
-from proxies_lib.config import FIELDS, SCHEMA, YOUNGER, digest, key_of
-from proxies_lib.paths import _sync_folder, write_atomically
+from proxies_lib.config import FIELDS, SCHEMA, YOUNGER, key_of
+from proxies_lib.paths import write_atomically
 
 META = ("config", "result", "provenance")  # the parts of `meta` beside the key
 
@@ -42,15 +36,6 @@ ENTRY_BYTES = 2**28  # of an entry of a record, unpacked, at most: ten times the
 FIRST_FIELDS = FIELDS.keys() - YOUNGER.keys()  # that every record has
 
 Record = tuple[dict, dict[str, np.ndarray]]  # metadata and curves
-
-DAY = 86400.0
-
-# Names of scratch: of `_write_file`, with its writer; of `write_atomically` on the way there, with
-# two dots and two random parts; of older versions, without a writer.
-SCRATCH = re.compile(
-    r"\.{1,2}[0-9a-f]{24}\.(?:npz|parquet)"
-    r"(?:-(?P<host>[0-9a-f]{12})-(?P<process>[0-9]{1,9}))?(?:-[0-9a-z_]{8}){1,2}"
-)
 
 
 # ------------------------------------------------------------------ files
@@ -68,7 +53,7 @@ def write(folder: pathlib.Path, meta: dict, curves: dict[str, np.ndarray]) -> pa
         columns=np.array(list(curves)),
         points=np.stack(columns, axis=1),
     )
-    _write_file(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
     return path
 
 
@@ -100,10 +85,11 @@ def content_of(path: pathlib.Path) -> bytes | None:
         return None
 
 
-def make_way(path: pathlib.Path):
-    """Rename a folder that stands where a file of the store goes: no file can replace it."""
+def write_file(path: pathlib.Path, content: bytes):
+    """`write_atomically`, also where a folder stands in the file's place: that is renamed."""
     if path.is_dir() and not path.is_symlink():
         path.rename(path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}"))
+    write_atomically(path, content)
 
 
 def is_wanted(curve: str, columns) -> bool:
@@ -113,69 +99,6 @@ def is_wanted(curve: str, columns) -> bool:
 
 def silent(line: str):
     """Says nothing: what `say` is where nobody listens."""
-
-
-# ------------------------------------------------------------------ scratch
-
-
-def _write_file(path: pathlib.Path, content: bytes):
-    """Write a file of the store, whole or not at all, and on the disk on return.
-
-    Its scratch is named after host and process, so that `_is_abandoned` can tell whether the
-    writer lives.
-    """
-    make_way(path)
-    writer = f"{_host()}-{os.getpid()}"
-    scratch = path.with_name(f".{path.name}-{writer}-{secrets.token_hex(4)}")
-    try:
-        write_atomically(scratch, content)
-        os.replace(scratch, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise
-    # A merge deletes what a pack replaces: the pack must have its name before, even in a crash.
-    _sync_folder(path.parent)
-
-
-def _is_abandoned(path: pathlib.Path) -> bool:
-    """Whether a file is scratch that nobody will finish: of a writer of this host that is gone, or
-    of any, and a day old.
-
-    Raises FileNotFoundError where the file is gone.
-    """
-    name = SCRATCH.fullmatch(path.name)
-    if name is None:
-        return False
-    if name["host"] == _host() and not _lives(int(name["process"])):
-        return True
-    return time.time() - path.lstat().st_mtime > DAY
-
-
-@functools.cache
-def _host() -> str:
-    """What processes share that see each other under the same numbers.
-
-    The name alone would not do: names repeat, and containers of a host number their processes on
-    their own. Where the system does not tell, no two processes share it.
-    """
-    try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return secrets.token_hex(6)
-    return digest({"node": platform.node(), "boot": boot, "namespace": namespace})[:12]
-
-
-def _lives(process: int) -> bool:
-    """Whether there is a process of this number. Where a new one has taken it the file waits."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        pass
-    return True
 
 
 # ------------------------------------------------------------------ what is believed

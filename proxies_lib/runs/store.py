@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pyarrow as pa
 
 from proxies_lib.config import refuse
+from proxies_lib.paths import is_abandoned
 from proxies_lib.runs.packs import (
     Keys,
     batches,
@@ -35,7 +36,6 @@ from proxies_lib.runs.records import (
     OTHER,
     TODAY,
     Record,
-    _is_abandoned,
     is_wanted,
     read_loose,
     record_paths,
@@ -46,6 +46,8 @@ from proxies_lib.runs.records import (
 __all__ = ["merge", "pack", "read", "stored", "write"]
 
 LINES = 5  # of damaged files told one by one
+
+FILES = r"[0-9a-f]{24}\.(?:npz|parquet)"  # names of records and packs
 
 
 # ------------------------------------------------------------------ reading
@@ -248,5 +250,5 @@ def _remove_abandoned(folder: pathlib.Path):
     """Delete the scratch that killed writers left in a store."""
     for path in (*folder.glob("??/.*"), *folder.glob("packs/.*")):
         with contextlib.suppress(FileNotFoundError):  # its writer lives, and has just finished
-            if _is_abandoned(path):
+            if is_abandoned(path, FILES):
                 path.unlink()

@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 
 from proxies_lib import paths
 from proxies_lib.config import FIELDS, YOUNGER, Run, UserError, flat, from_flat, key, recipe
-from proxies_lib.paths import write_atomically
 from proxies_lib.runs import store
 from proxies_lib.runs.packs import (
     batches,
@@ -38,10 +37,10 @@ from proxies_lib.runs.records import (
     RESULTS,
     content_of,
     is_wanted,
-    make_way,
     read_loose,
     record_paths,
     silent,
+    write_file,
 )
 
 # Exported tables, and the columns that each must have.
@@ -342,8 +341,7 @@ def _write(frame: pd.DataFrame, path: pathlib.Path):
         use_byte_stream_split=floats,
         write_page_checksum=True,
     )
-    make_way(path)
-    write_atomically(path, content)
+    write_file(path, content)
 
 
 def _is_reachable(row: dict) -> bool:
