@@ -111,7 +111,7 @@ failing.pivot(index=by, columns="seed", values="diverging_lr").round(3)
 # up rather than explode.
 
 # %%
-points = analysis.at(table, this.figure2)
+points = analysis.at_points(table, this.figure2)
 observed = analysis.curves_of(points, curves)
 titles = plots.points_of(observed)
 columns = ["key", "seed", "method", "n_params", "lr", "step"]
@@ -128,10 +128,12 @@ report.save(figure, "fig02_logit_growth", {"trajectories": drawn}, points, this)
 # ## Figure E.1 · norms or alignment?
 #
 # **Drawn.** The same runs, taken apart, against the step: the mean norm of the queries, that of the
-# keys, and the mean absolute cosine between them. A logit is ‖q‖ ‖k‖ cos(q, k) / √d_head.
+# keys, the mean absolute cosine between them, and the [entropy of the attention
+# weights](../../docs/glossary.md#attention-entropy). A logit is ‖q‖ ‖k‖ cos(q, k) / √d_head.
 #
 # **If the claim holds,** the logits grow by length: without qk-layernorm the norms rise and the
-# cosine hardly changes. If queries and keys aligned, the cosine would rise instead.
+# cosine hardly changes. If queries and keys aligned, the cosine would rise instead. Either way the
+# entropy falls, as each query comes to attend to a single key.
 #
 # **On the laptop** the norms rise by more than an order of magnitude, the cosine by less than a
 # factor of two.
@@ -141,6 +143,7 @@ quantities = {
     "q_norm/0": ("mean ‖q‖, block 0", "log"),
     "k_norm/0": ("mean ‖k‖, block 0", "log"),
     "qk_cosine/0": ("mean |cos(q, k)|, block 0", "linear"),
+    "attention_entropy/0": ("attention entropy\n(nats), block 0", "linear"),
 }
 figure = plots.figure_trajectories(observed, quantities, titles)
 drawn = observed[[*columns, *quantities]]

@@ -128,7 +128,7 @@ for title, share in shares.items():
     written = analysis.where(prediction, probe=title)
     both = [probed[title].assign(held_out=False), measured.assign(held_out=True)]
     points[title] = pd.concat(both)
-    scores[title] = analysis.score(written, measured, checks.PAPER_LOGIT)
+    scores[title] = analysis.scored(written, measured, checks.PAPER_LOGIT)
     lines[title] = analysis.predict_logits(probed[title], sizes)
 
 # %% [markdown]

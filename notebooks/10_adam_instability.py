@@ -294,7 +294,7 @@ quantities = {
     "loss": (plots.LOSS_AXIS, "linear"),
 }
 narrow = analysis.where(table, method=["ε = 1e-8, no burst", *formats])
-at_end = analysis.late(narrow, curves, [zeros, checks.UPDATE])
+at_end = analysis.end_means(narrow, curves, [zeros, checks.UPDATE])
 at_end = at_end.merge(narrow[["key", "loss"]], on="key")
 figure = plots.figure_dots(at_end, quantities, list(narrow["method"].unique()))
 drawn = at_end[["key", "seed", "method", *quantities]]

@@ -132,14 +132,14 @@ def test_late_values_are_geometric_means_over_the_end_of_training():
             "g": [99, 1.0, 100] * 3,
         }
     )
-    assert analysis.late(runs, curves, ["g"])["g"].tolist() == pytest.approx([10.0] * 3)
+    assert analysis.end_means(runs, curves, ["g"])["g"].tolist() == pytest.approx([10.0] * 3)
 
 
 def test_slopes_are_per_decade_of_n_and_seed():
     per_seed = pd.DataFrame(
         {"n_params": [10, 100, 10, 100], "seed": [0, 0, 1, 1], "S": [1.0, 3.0, 1.0, 0.0]}
     )
-    assert analysis.slopes(per_seed, "S") == pytest.approx([2.0, -1.0])
+    assert analysis.slopes(per_seed, "S").to_dict() == pytest.approx({0: 2.0, 1: -1.0})
 
 
 def disturbed(after, end: int = 80) -> pd.DataFrame:

@@ -1,10 +1,14 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from proxies_lib import config
-from proxies_lib.science import checks, claims, protocol
-from proxies_lib.science.checks.attention_logits import norm_share
+from proxies_lib.science import analysis, checks, claims, protocol
+from proxies_lib.science.checks.attention_logits import _figure_1, norm_share
+from proxies_lib.science.checks.measures import minus
+from proxies_lib.science.checks.output_logits import _figure_4
 
 STUDY = protocol.study("laptop")
 
@@ -74,6 +78,70 @@ def test_warm_ups_that_flatten_the_bowl_of_large_models_most_hold_all_three_clai
     assert set(verdicts(checks.warmup(runs, None, STUDY)).values()) == {claims.HOLDS}
 
 
+def test_arms_are_paired_by_the_seeds_that_both_arms_have():
+    minuend = pd.Series({0: 3.0, 1: 4.0, 2: 5.0})
+    assert minus(minuend, pd.Series({1: 1.0, 2: 1.0, 7: 9.0})).to_dict() == {1: 3.0, 2: 4.0}
+
+
+def without_qk_layernorm(failing_lr: dict) -> pd.DataFrame:
+    """Runs that learn nothing from a size's LR on, where it has one."""
+
+    def loss(lr, n):
+        return (
+            5.9 if lr >= np.log10(failing_lr.get(round(10**n), np.inf)) - 1e-9 else 3.0 - 0.01 * lr
+        )
+
+    return table({"without qk-layernorm": loss, "with qk-layernorm": lambda lr, n: 3.0 - 0.01 * lr})
+
+
+@pytest.mark.parametrize(
+    ("failing_lr", "expected"),
+    [
+        ({6_144: 0.3, 24_576: 0.1, 98_304: 0.03}, (claims.HOLDS, claims.HOLDS)),
+        ({24_576: 0.1, 98_304: 0.03}, (claims.HOLDS, claims.UNDECIDED)),  # the smallest never fails
+        ({98_304: 0.03}, (claims.UNTESTABLE, claims.UNTESTABLE)),
+    ],
+)
+def test_the_slope_of_the_diverging_lr_is_that_of_the_sizes_that_fail(failing_lr, expected):
+    runs = without_qk_layernorm(failing_lr)
+    rows = _figure_1(runs, analysis.excess_loss(runs, ["method", "n_params"]), STUDY)
+    found = verdicts(rows)
+    assert (found["1-diverging-lr"], found["1-width"]) == expected
+
+
+def drifting(log2_z: dict, loss: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Section 02's frames, made up: log² Z at the end and final loss by z-loss and precision."""
+    rows, points = [], []
+    arms = {"no decay, no z-loss": 0.0, "no decay, z-loss": 1e-4}
+    for (method, z_loss), dtype, seed in itertools.product(
+        arms.items(), ("float32", "bfloat16"), range(3)
+    ):
+        key = f"{z_loss}-{dtype}-{seed}"
+        rows.append(
+            config.flat(config.replace(STUDY.base, lr=0.1, seed=seed, compute_dtype=dtype))
+            | {"key": key, "method": method, "n_params": 6144, "diverged": False}
+            | {"final_loss": loss[z_loss, dtype] + 1e-3 * seed, "init_loss": 6.0}
+        )
+        for step, share in ((0, 0.01), (200, 0.02), (383, 1.0)):
+            points.append(
+                {"key": key, "step": step, "mean_log_z_squared": share * log2_z[z_loss] + seed}
+            )
+    return pd.DataFrame(rows), pd.DataFrame(points)
+
+
+def test_the_drift_of_output_logits_is_judged_on_log_z_and_its_harm_by_precision():
+    loss = {(0.0, "float32"): 3.0, (1e-4, "float32"): 3.0}
+    loss |= {(0.0, "bfloat16"): 3.2, (1e-4, "bfloat16"): 3.0}
+    frames = drifting({0.0: 1e4, 1e-4: 10.0}, loss)
+    found = verdicts(_figure_4(*frames, STUDY))
+    assert [found[f"4-{name}"] for name in ("drift", "late", "z-loss")] == [claims.HOLDS] * 3
+    assert found["4-harm"] == claims.CONTRADICTED
+    assert found["4-compute-bfloat16-0.1"] == claims.HOLDS
+    assert "4-logits-bfloat16-0.1" not in found, "the laptop has no such runs"
+    still = verdicts(_figure_4(*drifting({0.0: 12.0, 1e-4: 10.0}, loss), STUDY))
+    assert still["4-drift"] == still["4-z-loss"] == claims.CONTRADICTED
+
+
 def test_a_fixed_optimum_is_told_from_a_moving_one():
     fixed, moving = bowl(-2, 0.2), (lambda lr, n: 4 - 0.1 * n + 0.2 * (lr + n / 2) ** 2)
     off = ", no qk-layernorm"
@@ -91,7 +159,7 @@ def test_a_fixed_optimum_is_told_from_a_moving_one():
     found = verdicts(checks.mu_param(table(losses), None, STUDY))
     assert found["8-optimum"] == found["E14-optimum"] == claims.HOLDS
     found = verdicts(checks.mu_param(table(dict.fromkeys(names, fixed)), None, STUDY))
-    assert found["8-optimum"] == found["E14-optimum"] == claims.FAILS
+    assert found["8-optimum"] == found["E14-optimum"] == claims.UNDECIDED
     assert found["8-loss"] == claims.HOLDS
 
 
@@ -123,6 +191,8 @@ def spiking(height: dict, frozen: float = 0.1):
         "ε = 1e-8",
         "ε = 1e-3",
         "ε = 1e-3, batch × 8",
+        "ε = 1e-8, noise",
+        "ε = 1e-3, noise",
         "ε = 0",
         "ε from 1e-3 to 1e-8",
         "LR / 3",
@@ -174,11 +244,12 @@ def spiking(height: dict, frozen: float = 0.1):
 
 
 def test_the_stages_and_remedies_of_a_spike_are_told_apart():
-    found = verdicts(checks.adam_instability(*spiking({"ε = 1e-3": 2.0, "ε = 1e-8": 0.5})))
+    high = {"ε = 1e-3": 2.0, "ε = 1e-8": 0.5, "ε = 1e-3, noise": 1.5, "ε = 1e-8, noise": 0.5}
+    found = verdicts(checks.adam_instability(*spiking(high)))
     assert set(found.values()) == {claims.HOLDS}
     found = verdicts(
         checks.adam_instability(*spiking({"ε = 1e-3": 0.1, "rewind and skip": 0.5}, frozen=1.0))
     )
     failing = {"P2-3-frozen", "P2-5-spike", "P2-5-epsilon", "P2-remedy-skip", "P2-remedy-lr"}
-    assert all(found[name] == claims.FAILS for name in failing)
+    assert not any(found[name] == claims.HOLDS for name in failing)
     assert found["P2-full-batch"] == claims.HOLDS

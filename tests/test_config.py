@@ -25,6 +25,8 @@ def test_every_field_and_the_fingerprint_change_the_key(smoke):
         "attention": "squared_relu",
         "lr_scaling": "rms",
         "gradient_dtype": "float16",
+        "logits_dtype": "bfloat16",
+        "rare_kind": "uniform",
     }
     seen = {config.key(smoke, "a"), config.key(smoke, "b")}
     for name, value in config.flat(smoke).items():
@@ -88,12 +90,14 @@ def test_defaults_are_the_papers():
         "embedding_gradient": 1.0,
         "seed": 0,
         "gradient_dtype": "float32",
+        "logits_dtype": "float32",
         "histograms": 0,
         "eps_decay": 1.0,
         "loss_scale": 1.0,
         "corpus_batches": 0,
         "rare_batch": 0,
         "rare_batches": 0,
+        "rare_kind": "repeated",
         "skip_step": 0,
         "skip_batches": 0,
     }

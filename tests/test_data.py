@@ -303,6 +303,11 @@ def test_the_order_of_batches_can_be_changed():
     rare = batches(rare_batch=20, rare_batches=2)
     assert (rare[20:22] == rare[20, 0, 0]).all() and rare.max() < 64
     assert np.array_equal(np.delete(rare, (20, 21), 0), np.delete(plain, (20, 21), 0))
+    noise = batches(rare_batch=20, rare_batches=2, rare_kind="uniform")
+    assert noise[20:22].min() >= 0 and noise[20:22].max() < 64
+    # Of 64 tokens, drawn some 260 times, nearly each comes; the two batches differ.
+    assert len(np.unique(noise[20:22])) > 55 and not np.array_equal(noise[20], noise[21])
+    assert np.array_equal(np.delete(noise, (20, 21), 0), np.delete(plain, (20, 21), 0))
     around = batches(rare_batch=20, rare_batches=2, skip_step=18, skip_batches=4)
     assert np.array_equal(around, batches(skip_step=18, skip_batches=4)), (
         "what is skipped is never seen"
@@ -312,6 +317,9 @@ def test_the_order_of_batches_can_be_changed():
         for i in (0, 1)
     ]
     assert np.array_equal(np.concatenate(halves, 1)[3], np.full((4, T + 1), halves[0][3, 0, 0]))
+    order = config.replace(run, rare_batch=3, rare_batches=1, rare_kind="uniform").order
+    halves = [corpus.chunk(order, 0, run.train, T, i, 2) for i in (0, 1)]
+    assert np.array_equal(np.concatenate(halves, 1), corpus.chunk(order, 0, run.train, T))
 
 
 # ------------------------------------------------------------------ nothing of the user's is lost

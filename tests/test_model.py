@@ -50,10 +50,14 @@ def reference(c, params, tokens, setting=model.PAPER):
         return np.concatenate([z.real, z.imag], 1)
 
     x = p["embed"]["embedding"][tokens].astype(np.float64)
-    taps = {"max_attention_logit": [], "q_norm": [], "block_rms": []}
+    names = ("max_attention_logit", "max_attention_logit_of_head", "q_norm", "block_rms")
+    taps = {name: [] for name in names}
+    if c.attention == "softmax":
+        taps["attention_entropy"] = []
     for i in range(c.n_layers):
         b = p["blocks"][i]
-        a, biggest, lengths = b["attention"], 0.0, []
+        a, lengths, entropies = b["attention"], [], []
+        biggest_of_head = np.zeros(c.n_heads)
         update = np.zeros_like(x)
         for s in range(len(tokens)):
             h = norm(x[s], b["attention_norm"]["scale"])
@@ -73,10 +77,11 @@ def reference(c, params, tokens, setting=model.PAPER):
                 out = np.zeros_like(v)
                 for t in range(len(h)):
                     logits = k[: t + 1] @ q[t] / c.d_head ** setting["attention_power"]
-                    biggest = max(biggest, np.abs(logits).max())
+                    biggest_of_head[n] = max(biggest_of_head[n], np.abs(logits).max())
                     if c.attention == "softmax":
                         w = np.exp(logits - logits.max())
                         w = w / w.sum()
+                        entropies.append(-np.sum(w * np.log(w)))
                     else:
                         w = np.maximum(logits, 0) ** 2 / np.sqrt(len(h))
                     out[t] = w @ v[: t + 1]
@@ -86,11 +91,20 @@ def reference(c, params, tokens, setting=model.PAPER):
         h = norm(x, b["mlp_norm"]["scale"]) @ b["mlp_in"]["kernel"]
         gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
         x = x + gelu @ b["mlp_out"]["kernel"]
-        taps["max_attention_logit"].append(biggest)
+        taps["max_attention_logit"].append(biggest_of_head.max())
+        taps["max_attention_logit_of_head"].append(biggest_of_head)
+        if entropies:
+            taps["attention_entropy"].append(np.mean(entropies))
         taps["q_norm"].append(np.mean(lengths))
         taps["block_rms"].append(np.sqrt(np.mean(x**2)))
     logits = norm(x, p["final_norm"]["scale"]) @ p["head"]["kernel"]
-    return logits, taps | {"mean_output_logit": logits.mean(), "max_output_logit": logits.max()}
+    log_z = np.log(np.exp(logits).sum(-1))
+    return logits, taps | {
+        "mean_output_logit": logits.mean(),
+        "max_output_logit": logits.max(),
+        "mean_log_z": log_z.mean(),
+        "mean_log_z_squared": (log_z**2).mean(),
+    }
 
 
 INTERVENTIONS = {
@@ -112,6 +126,27 @@ def test_forward_pass_and_taps_agree_with_numpy(c, h):
     np.testing.assert_allclose(logits.reshape(expected.shape), expected, rtol=2e-4, atol=2e-4)
     for name, value in expected_taps.items():
         np.testing.assert_allclose(taps[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_rounded_logits_are_bfloat16_numbers_and_their_gradient_passes_unchanged():
+    tokens = np.random.default_rng(0).integers(CONFIG.vocab_size, size=(2, CONFIG.seq_len))
+    params, rounded = scrambled(CONFIG), varied(logits_dtype="bfloat16")
+    logits, _ = jax.jit(lambda p: model.apply(CONFIG, p, tokens))(params)
+    narrow, _ = jax.jit(lambda p: model.apply(rounded, p, tokens))(params)
+    assert np.array_equal(narrow, logits.astype(jnp.bfloat16).astype(jnp.float32))
+    assert not np.array_equal(narrow, logits)
+    # A sum of logits has the same gradient with and without.
+    of_sum = [
+        jax.grad(lambda p, c=c: model.apply(c, p, tokens)[0].sum())(params)["head"]["kernel"]
+        for c in (CONFIG, rounded)
+    ]
+    np.testing.assert_array_equal(*of_sum)
+
+
+def test_attention_that_sees_one_key_has_no_entropy():
+    tokens = np.zeros((2, 1), np.int32)
+    _, taps = model.apply(OFF, scrambled(OFF), tokens)
+    np.testing.assert_allclose(taps["attention_entropy"], 0.0, atol=1e-6)
 
 
 def test_cosine_tap_is_that_of_the_last_query():

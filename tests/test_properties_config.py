@@ -69,7 +69,7 @@ def taken_or_refused(call):
 
 @cases(500)
 @given(
-    scale=st.one_of(st.sampled_from(["smoke", "laptop", "gpu", "paper"]), values),
+    scale=st.one_of(st.sampled_from([*protocol.scales()]), values),
     overrides=overrides,
 )
 def test_overrides_make_a_study_or_are_refused_in_one_line(scale, overrides):
@@ -144,10 +144,6 @@ def runs(draw) -> Run:
         "n_layers": layers,
         "vocab_size": draw(small),
         "seq_len": draw(small),
-        "qk_norm": draw(st.sampled_from(names_of("qk_norm"))),
-        "attention": draw(st.sampled_from(names_of("attention"))),
-        "compute_dtype": draw(st.sampled_from(names_of("compute_dtype"))),
-        "gradient_dtype": draw(st.sampled_from(names_of("gradient_dtype"))),
         "histograms": draw(st.integers(0, 100)) if layers else 0,
     }
     training = {"batch_size": draw(small), "log_every": log_every, "eval_batches": draw(small)}
@@ -158,8 +154,6 @@ def runs(draw) -> Run:
         "min_lr": lr * draw(st.floats(0, 1)),
         "b1": draw(st.floats(0, 1, exclude_max=True)),
         "b2": draw(st.floats(0, 1, exclude_max=True)),
-        "decay": draw(st.sampled_from(names_of("decay"))),
-        "lr_scaling": draw(st.sampled_from(names_of("lr_scaling"))),
         "seed": draw(st.integers(0, config.MAX_INT)),
     }
     for name in ("weight_decay", "z_loss", "eps", "head_init", "query_init", "attention_power"):
@@ -173,9 +167,13 @@ def runs(draw) -> Run:
         "loss_scale",
     ):
         dynamic[name] = draw(above_0)
-    for name in [n for n, part in config.FIELDS.items() if part == "order" and n != "seed"]:
-        dynamic[name] = draw(st.integers(0, config.MAX_INT))
-    return config.replace(Run(), data=draw(st.text(max_size=8)), **model, **training, **dynamic)
+    fields = {name: part for name, part in config.FIELDS.items() if part}
+    named = {name: draw(st.sampled_from(names_of(name))) for name in fields if names_of(name)}
+    for name, part in fields.items():
+        if part == "order" and name != "seed" and name not in named:
+            dynamic[name] = draw(st.integers(0, config.MAX_INT))
+    numbers = model | training | dynamic
+    return config.replace(Run(), data=draw(st.text(max_size=8)), **numbers, **named)
 
 
 @cases(200)

@@ -209,7 +209,7 @@ def curves_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return runs[columns].merge(curves, on="key").copy()
 
 
-def at(runs: pd.DataFrame, points) -> pd.DataFrame:
+def at_points(runs: pd.DataFrame, points) -> pd.DataFrame:
     """The runs at (d_model, n_layers, lr) `points`, with the point's position as `point`.
 
     Raises UserError where a point has no run.
@@ -223,7 +223,7 @@ def at(runs: pd.DataFrame, points) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def late(runs: pd.DataFrame, curves: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def end_means(runs: pd.DataFrame, curves: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """A row per run: the geometric mean of each logged quantity over the last LATE of training."""
     points = curves_of(runs, curves)
     points = points[points["step"] >= (1 - LATE) * points["steps"]]
@@ -236,15 +236,15 @@ def late(runs: pd.DataFrame, curves: pd.DataFrame, names: list[str]) -> pd.DataF
 def rms_panels(
     swept: pd.DataFrame, deep: pd.DataFrame, curves: pd.DataFrame, name: str, by_block: list[str]
 ) -> dict[str, pd.DataFrame]:
-    """The three panels of `plots.figure_rms`: `late` values of a quantity, as `rms`.
+    """The three panels of `plots.figure_rms`: `end_means` values of a quantity, as `rms`.
 
     By the quantity on the x axis: "n_params" (a `line` per LR) and "lr" (a line per N) of the runs
     `swept`; "block" (a line per LR) of the runs `deep`, from the columns `by_block`.
     """
-    seen = late(swept, curves, [name]).rename(columns={name: "rms"})
+    seen = end_means(swept, curves, [name]).rename(columns={name: "rms"})
     seen = seen[["key", "seed", "n_params", "lr", "rms"]]
     numbers = {column: number for number, column in enumerate(by_block)}
-    blocks = late(deep, curves, by_block)[["key", "seed", "lr", *by_block]]
+    blocks = end_means(deep, curves, by_block)[["key", "seed", "lr", *by_block]]
     blocks = blocks.rename(columns=numbers)
     blocks = blocks.melt(["key", "seed", "lr"], var_name="block", value_name="rms")
     return {
@@ -254,7 +254,7 @@ def rms_panels(
     }
 
 
-def before(observed: pd.DataFrame, step: int, window: int, name: str) -> pd.Series:
+def median_before(observed: pd.DataFrame, step: int, window: int, name: str) -> pd.Series:
     """Median of a logged quantity over the `window` steps before `step`, by method and seed."""
     points = observed[observed["step"].between(step - window, step - 1)]
     return points.groupby(["method", "seed"], sort=False)[name].median()
@@ -281,7 +281,7 @@ def spikes(
     as this one does at 27: else the rest of that point's steps would be left out with it.
     """
     rows = []
-    levels = before(observed, begin, window, "loss")
+    levels = median_before(observed, begin, window, "loss")
     for (method, seed), run in observed.groupby(["method", "seed"], sort=False):
         steps_of_a_point = int(run["step"].iloc[0]) + 1
         last_of_burst = begin + length - 1
@@ -380,7 +380,7 @@ def predict_logits(
     return pd.DataFrame(rows)
 
 
-def score(
+def scored(
     predicted: pd.DataFrame,
     held_out: pd.DataFrame,
     limit: float,

@@ -69,6 +69,5 @@ def _judge(values: np.ndarray, side: str, threshold: float) -> tuple[str, str]:
         remark = "one seed, no interval"
     above, below = lo > threshold, hi < threshold
     if not above and not below:
-        # Seeds that all give the threshold itself do not lie on the claimed side.
-        return (UNDECIDED if lo < hi else CONTRADICTED), remark
+        return UNDECIDED, remark
     return (HOLDS if above == (side == "above") else CONTRADICTED), remark

@@ -541,7 +541,7 @@ def figure_trajectories(
 
 
 def points_of(observed: pd.DataFrame) -> dict:
-    """Titles for `figure_trajectories` of runs picked by `analysis.at`: N and peak LR."""
+    """Titles for `figure_trajectories` of runs picked by `analysis.at_points`: N and peak LR."""
     first = observed.drop_duplicates("point").sort_values("point")
     return {
         row.point: f"N = {count(row.n_params)}, peak LR {row.lr:g}" for row in first.itertuples()

@@ -17,7 +17,7 @@ def attention_logit_growth(table: pd.DataFrame, curves: pd.DataFrame, study: Stu
     """Figures 1, 2 and E.1 (P1, section 3.1.1 and appendix E)."""
     excess = analysis.excess_loss(table, BY)
     rows = _figure_1(table, excess, study)
-    points = analysis.at(table, study.figure2)
+    points = analysis.at_points(table, study.figure2)
     observed = analysis.curves_of(points, curves)
     for i, (d_model, n_layers, lr) in enumerate(study.figure2):
         lost = where(excess, d_model=d_model, n_layers=n_layers, lr=lr)
@@ -48,7 +48,7 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
         check(
             "1-width",
             "1",
-            "The LR that diverges falls as 1/width, the plain expectation for Adam.",
+            "Without qk-layernorm the LR that diverges falls as 1/width, plain for Adam.",
             "|1 + slope of log10 diverging LR per decade of width|, over the sizes that fail",
             (1 + _slope_of_diverging_lr(failing, "d_model")).abs(),
             below=0.5,
@@ -155,7 +155,7 @@ def _figures_2_and_e1(
         check(
             f"2{point}-fails-off",
             "2",
-            "Without qk-layernorm training diverges there.",
+            "Without qk-layernorm training diverges at the LRs of Fig. 2.",
             f"share of the learning lost, {setting}",
             where(lost, method=OFF)["excess"],
             above=analysis.FAILURE,

@@ -35,7 +35,7 @@ def _gradient_rms(
 ) -> list[dict]:
     """Figures 11 and E.12: the logged quantity `name`, of a `layer`."""
     largest = swept["n_params"].max()
-    end = analysis.late(swept, curves, [name])
+    end = analysis.end_means(swept, curves, [name])
     return [
         check(
             f"{figure}-n",
@@ -61,7 +61,7 @@ def _block_output(swept: pd.DataFrame, deep: pd.DataFrame, curves: pd.DataFrame)
     largest = swept["n_params"].max()
     block = min(2, swept["n_layers"].min() - 1)
     name = f"block_rms/{block}"
-    end = analysis.late(swept, curves, [name])
+    end = analysis.end_means(swept, curves, [name])
     return [
         check(
             "C1-n",
@@ -94,14 +94,14 @@ def _by_block(deep: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Of the deepest model, a row per run and block, counted from 1: seed, lr, block, rms."""
     deepest = where(deep, n_layers=deep["n_layers"].max())
     names = [f"block_rms/{i}" for i in range(deepest["n_layers"].iloc[0])]
-    end = analysis.late(deepest, curves, names)
+    end = analysis.end_means(deepest, curves, names)
     blocks = end.melt(["seed", "lr"], names, "block", "rms")
     return blocks.assign(block=blocks["block"].str.removeprefix("block_rms/").astype(int) + 1)
 
 
 def _epsilon_ladder(ladder: pd.DataFrame, curves: pd.DataFrame, eps: float) -> list[dict]:
     """Figures 12, 13, E.13 and E.15: the same training at values of ε round the default `eps`."""
-    end = analysis.late(ladder, curves, [GRADIENT, UPDATE])[["key", GRADIENT, UPDATE]]
+    end = analysis.end_means(ladder, curves, [GRADIENT, UPDATE])[["key", GRADIENT, UPDATE]]
     runs = analysis.with_loss(ladder).merge(end, on="key")
     by_eps = {value: rows.set_index("seed") for value, rows in runs.groupby("eps")}
     default, smallest, raised = by_eps[eps], by_eps[min(by_eps)], by_eps[max(by_eps)]

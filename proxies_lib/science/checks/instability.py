@@ -90,9 +90,9 @@ def _ratio(simulated: pd.DataFrame) -> list[dict]:
 def _stages_before_the_burst(
     observed: pd.DataFrame, modes: pd.Series, begin: int, window: int
 ) -> list[dict]:
-    gradient = analysis.before(observed, begin, window, GRADIENT)
-    update = analysis.before(observed, begin, window, UPDATE)
-    cosine = analysis.before(observed, begin, window, COSINE)
+    gradient = analysis.median_before(observed, begin, window, GRADIENT)
+    update = analysis.median_before(observed, begin, window, UPDATE)
+    cosine = analysis.median_before(observed, begin, window, COSINE)
     return [
         check(
             "P2-1-stable",
@@ -144,7 +144,7 @@ def _stages_before_the_burst(
 def _stages_of_the_spike(
     observed: pd.DataFrame, height: pd.Series, final: pd.Series, begin: int, window: int
 ) -> list[dict]:
-    update = analysis.before(observed, begin, window, UPDATE)
+    update = analysis.median_before(observed, begin, window, UPDATE)
     update_at_burst = where(observed, step=begin).set_index(["method", "seed"])[UPDATE]
     return [
         check(
@@ -257,7 +257,7 @@ def _decayed_epsilon(final: pd.Series) -> list[dict]:
 def _formats(table: pd.DataFrame, observed: pd.DataFrame, final: pd.Series) -> list[dict]:
     """Gradients rounded to 8 bits, with and without a scaled loss, against float32."""
     coarse, scaled = "float8_e4m3fn, loss × 1", "float8_e4m3fn, loss × 64"
-    end = analysis.late(table, observed[["key", "step", UPDATE]], [UPDATE])
+    end = analysis.end_means(table, observed[["key", "step", UPDATE]], [UPDATE])
     update = end.set_index(["method", "seed"])[UPDATE]
     return [
         check(

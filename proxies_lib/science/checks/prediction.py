@@ -17,7 +17,7 @@ def predicting_logit_growth(
     """Figures 9 and 10 (P1, section 3.3).
 
     `points` are the frames of `analysis.probe`, of all sizes, and `scores` those of
-    `analysis.score`, of the held-out size; both by the title of the probe, the paper's and one
+    `analysis.scored`, of the held-out size; both by the title of the probe, the paper's and one
     half-way. `kappa` and `bigram` are the runs of Fig. 10.
     """
     rows = []
@@ -54,7 +54,7 @@ def _figure_9(suffix: str, title: str, probed: pd.DataFrame, scored: pd.DataFram
         check(
             f"9-failure{suffix}",
             "9",
-            "It predicts at which LRs the larger one fails.",
+            "The fit on smaller models predicts at which LRs a larger one fails.",
             f"share of the LRs where (predicted logit > 1e4) = (held-out run fails), {title}",
             by_seed["foretold"].mean(),
             above=0.8,
@@ -80,7 +80,7 @@ def _figure_10(kappa: pd.DataFrame, bigram: pd.DataFrame) -> list[dict]:
         check(
             "10-bigram",
             "10",
-            "At κ = 1e4 it is worse than a bigram model.",
+            "With logits forced by κ = 1e4 a model is worse than a bigram model.",
             "final loss at κ 1e4 − bigram, nats",
             by_kappa[1e4] - bigram_loss,
             above=0.0,

@@ -84,7 +84,7 @@ def _figure_e3(best: pd.DataFrame) -> list[dict]:
         check(
             "E3-best",
             "E.3",
-            "Growing both together gives the lowest loss at the largest size.",
+            "Growing width and depth together gives the lowest loss at the largest size.",
             f"best loss, jointly − the better of width and depth, at N {common:,}, nats",
             loss[JOINTLY] - np.minimum(loss[WIDTH], loss[DEPTH]),
             below=0.0,
@@ -149,7 +149,7 @@ def _simple(best: pd.DataFrame, s: pd.DataFrame, largest: int) -> list[dict]:
         check(
             "8-loss",
             "8",
-            "The loss does not improve.",
+            "With µParam the loss does not improve.",
             f"best loss, standard − µParam, at N {largest:,}, nats",
             per_seed(difference(best, "best_loss", STANDARD, less=SIMPLE, n_params=largest)),
             below=SMALL,
@@ -157,7 +157,7 @@ def _simple(best: pd.DataFrame, s: pd.DataFrame, largest: int) -> list[dict]:
         check(
             "8-sensitivity",
             "8",
-            "LR sensitivity does not improve.",
+            "With µParam LR sensitivity does not improve.",
             f"S standard − S µParam, at N {largest:,}, nats",
             per_seed(difference(s, "S", STANDARD, less=SIMPLE, n_params=largest)),
             below=SMALL,
