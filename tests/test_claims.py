@@ -14,21 +14,38 @@ def verdict(values, side="above", threshold=1.0):
     ("values", "side", "expected"),
     [
         ([2.9, 3.0, 3.1], "above", claims.HOLDS),
-        ([1.1, 3.0, 5.1], "above", claims.FAILS),
+        ([1.1, 3.0, 5.1], "above", claims.UNDECIDED),
+        ([-1.0, 0.5, 1.9], "above", claims.UNDECIDED),  # the mean lies on the other side
+        ([0.1, 0.2, 0.3], "above", claims.CONTRADICTED),
         ([0.1, 0.2, 0.3], "below", claims.HOLDS),
-        ([0.1, 0.2, 0.9], "below", claims.FAILS),
+        ([0.1, 0.2, 0.9], "below", claims.UNDECIDED),
+        ([2.9, 3.0, 3.1], "below", claims.CONTRADICTED),
         ([2.0, np.nan], "above", claims.UNTESTABLE),
         ([], "above", claims.UNTESTABLE),
         ([2.0], "above", claims.HOLDS),
+        ([2.0], "below", claims.CONTRADICTED),
     ],
 )
-def test_a_claim_holds_only_with_its_whole_interval(values, side, expected):
+def test_a_verdict_is_the_side_of_the_whole_interval(values, side, expected):
     assert verdict(values, side)["verdict"] == expected
 
 
-def test_an_undecided_claim_says_so():
-    assert "interval includes" in verdict([1.1, 3.0, 5.1])["note"]
-    assert "one seed" in verdict([2.0])["note"]
+def test_a_claim_that_one_seed_judges_says_so():
+    assert "one seed" in verdict([2.0])["note"] and not verdict([1.9, 2.1])["note"]
+
+
+def test_what_the_seeds_could_have_decided_is_half_their_interval():
+    spread = np.array([1.0, 2.0, 3.0])
+    rows = [verdict(spread), verdict([2.0]), claims.check("c", "1", "s", "m", spread, above=0.0)]
+    rows.append(claims.check("c", "1", "s", "m", spread, above=0.0, unless="too small a model"))
+    half = 4.302653 / np.sqrt(3)  # t for 2 degrees of freedom; the standard deviation is 1
+    decides = report.decides(pd.DataFrame(rows))
+    assert decides.tolist() == pytest.approx([half, np.nan, half, np.nan], nan_ok=True)
+    # An effect of 2 is further than that from a threshold at -0.5, and nearer to one at 0.
+    further = claims.check("c", "1", "s", "m", spread, above=-0.5)
+    assert (further["verdict"], rows[2]["verdict"]) == (claims.HOLDS, claims.UNDECIDED)
+    shown = report.short(pd.DataFrame(rows))["decides"].tolist()
+    assert shown == ["2.5", "–", "2.5", "–"]
 
 
 def test_a_reason_against_testing_wins_over_the_numbers():
@@ -70,7 +87,11 @@ def test_publishing_replaces_one_section_and_keeps_the_others():
     report.publish([verdict([0.0, 0.1])], "01", study)
     board = report.scoreboard("laptop")
     assert board["section"].tolist() == ["01", "02", "02"]
-    assert board["verdict"].tolist() == [claims.FAILS, claims.HOLDS, claims.FAILS]
+    assert board["verdict"].tolist() == [
+        claims.CONTRADICTED,
+        claims.HOLDS,
+        claims.CONTRADICTED,
+    ]
     assert board["figure"].tolist() == ["1"] * 3 and report.verdict_table(board).count("\n") == 4
 
 

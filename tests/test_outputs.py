@@ -167,7 +167,7 @@ def test_own_results_are_compared_with_the_published_ones_of_the_same_label(
     study = protocol.study("laptop", train=True)
     report.publish([VERDICT], "01", study)
     monkeypatch.setenv(outputs.PUBLISH, "1")
-    report.publish([VERDICT | {"verdict": claims.FAILS}], "01", study)
+    report.publish([VERDICT | {"verdict": claims.CONTRADICTED}], "01", study)
     monkeypatch.delenv(outputs.PUBLISH)
     assert cli.main(["claims", "--against", "laptop"]) == 0
     assert "same verdict: 0 of 1" in capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_own_results_are_compared_with_the_published_ones_of_the_same_label(
     row = json.loads(capsys.readouterr().out)[0]
     assert (row["verdict"], row["verdict_other"], row["same"]) == (
         claims.HOLDS,
-        claims.FAILS,
+        claims.CONTRADICTED,
         False,
     )
 

@@ -260,13 +260,27 @@ def _read_csv(path: pathlib.Path, types: dict, **options) -> pd.DataFrame | None
 
 
 def short(rows: pd.DataFrame) -> pd.DataFrame:
-    """The scoreboard as a reader sees it: one rounded effect with its interval."""
+    """The scoreboard as a reader sees it: one rounded effect with its interval, and `decides`."""
     effects = zip(rows["effect"], rows["lo"], rows["hi"], strict=True)
-    shown = rows.assign(effect=[_rounded(*effect) for effect in effects])
-    return shown[["figure", "statement", "measure", "effect", "n", "verdict", "note"]]
+    shown = rows.assign(
+        effect=[rounded(*effect) for effect in effects],
+        decides=["–" if pd.isna(half) else f"{half:.2g}" for half in decides(rows)],
+    )
+    return shown[["figure", "statement", "measure", "effect", "n", "decides", "verdict", "note"]]
 
 
-def _rounded(effect: float, lo: float, hi: float) -> str:
+def decides(rows: pd.DataFrame) -> pd.Series:
+    """Half the width of each interval, in units of the measure.
+
+    An effect is decided when it lies further from its threshold than that: it is the smallest
+    distance that these seeds could have decided. nan where nothing is judged by an interval: one
+    seed, or a claim that is not testable.
+    """
+    half = (rows["hi"] - rows["lo"]) / 2
+    return half.mask(rows["verdict"] == UNTESTABLE)
+
+
+def rounded(effect: float, lo: float, hi: float) -> str:
     """0.0992 [0.041, 0.157]; without the interval where there is none, "–" without an effect."""
     if pd.isna(effect):
         return "–"
@@ -285,8 +299,8 @@ def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
 
 
 def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) -> pd.DataFrame:
-    """`shown` with a link to the picture at each figure and, in a column of its own, links to the
-    notebook and to the drawn numbers."""
+    """`shown` with the id of each claim, a link to the picture at each figure and, in a column of
+    its own, links to the notebook and to the drawn numbers."""
     published = paths.folder("figures") / label
     folder = outputs.source("figures", label, "") or published
     # One's own outputs lie in figures/local/ and papermill_runs/local/, and so does a reader
@@ -305,7 +319,9 @@ def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) ->
         pictures.append(f"[{figure}]({figures}/{file}.png)")
         notebook = f"[{section}]({runs}/{notebook_of[section]}.ipynb)"
         data.append(f"{notebook} [csv]({figures}/{file}.csv)")
-    return shown.assign(figure=pictures, **{"notebook, data": data})
+    linked = shown.assign(figure=pictures, **{"notebook, data": data})
+    linked.insert(0, "claim", rows["claim"])
+    return linked
 
 
 def tally(rows: pd.DataFrame) -> str:
