@@ -8,12 +8,14 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import pandas as pd
 import pytest
 
 from proxies_lib import config, optim, paths, train
 from proxies_lib.budget import costs, tpu
 from proxies_lib.config import UserError
-from proxies_lib.science import figures, protocol
+from proxies_lib.runs import tables
+from proxies_lib.science import figures, notebooks, protocol
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -142,10 +144,15 @@ def test_what_the_compiler_asks_for_is_read():
     assert tpu._asked("RESOURCE_EXHAUSTED") is None
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu", "paper"])
+@pytest.mark.parametrize("scale", protocol.scales())
 def test_costs_add_up(scale):
     table = costs.costs(scale)
-    costed = [f.name for f in figures.FIGURES.values() if f.section != "00" and f.methods]
+    made_for = protocol.study(scale).sections or tuple(notebooks.sections())
+    costed = [
+        figure.name
+        for figure in figures.FIGURES.values()
+        if figure.section != "00" and figure.methods and figure.section in made_for
+    ]
     parts, total = table[(table["figure"] == "all") & (table["section"] != "all")], table.iloc[-1]
     assert total["section"] == "all" and list(table.query("figure != 'all'")["figure"]) == costed
     for name in ("runs", "flops"):
@@ -160,13 +167,65 @@ def test_costs_add_up(scale):
     )
 
 
-def test_the_page_shows_what_the_code_says():
-    page = (pathlib.Path(tpu.__file__).parents[2] / tpu.PAGE).read_text("utf-8")
+def test_the_page_shows_what_the_code_says(monkeypatch):
+    root = pathlib.Path(tpu.__file__).parents[2]
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(root / "papermill_runs"))
+    page = (root / tpu.PAGE).read_text("utf-8")
     assert (
         all(costs.costs_table(scale) in page for scale in protocol.scales())
         and costs.sizes_table("paper") in page
     )
+    assert costs.measured_table() in page, "write it again: proxies costs --table"
     assert tpu.slices_table() in page
+
+
+def publish_seconds(folder, scale: str, without: str = ""):
+    """A published table of a scale's runs, of 2 s each, without those of the section `without`."""
+    runs = {section: set() for section in notebooks.sections()}
+    for section, path in notebooks.sections().items():
+        for arm in notebooks.grid_of(path, notebooks.reading(scale)).values():
+            runs[section] |= set(arm)
+    kept = set().union(*runs.values()) - runs.get(without, set())
+    rows = [
+        {"key": config.recipe(run), "recipe": config.recipe(run), "train_seconds": 2.0}
+        | {"final_loss": 3.0, "init_loss": 4.0, "diverged": False, "diverged_step": -1}
+        for run in kept
+    ]
+    curves = pd.DataFrame({"key": [row["key"] for row in rows], "step": 0})
+    tables.export(pd.DataFrame(rows), curves, folder / scale, folder / "store")
+
+
+def test_measured_seconds_stand_beside_the_planned_ones(tmp_path, monkeypatch, capsys):
+    from proxies_lib import cli
+
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path))
+    assert costs.costs("smoke")["measured_seconds"].isna().all()
+    assert (
+        cli.main(["costs", "--scale", "smoke"]) == 0 and "measured" not in capsys.readouterr().out
+    )
+    publish_seconds(tmp_path, "smoke")
+    table = costs.costs("smoke")
+    assert (table["measured_seconds"] == 2 * table["runs"]).all()
+    assert table["core_seconds"].tolist() == pytest.approx(3600 * table["core_hours"])
+    assert cli.main(["costs", "--scale", "smoke"]) == 0
+    total = table.iloc[-1]
+    planned, measured = f"{total['core_seconds']:,.0f}", f"{2 * total['runs']:,}"
+    assert f"| all | {planned} | {measured} |" in capsys.readouterr().out
+
+
+def test_a_section_with_a_run_that_is_not_published_has_no_measured_seconds(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path))
+    publish_seconds(tmp_path, "smoke", without="10")
+    sections = costs.costs("smoke").query("figure == 'all'").set_index("section")
+    lacking = sections.index[sections["measured_seconds"].isna()].tolist()
+    assert lacking == ["10", "all"]
+    lines = costs.measured_table(("smoke", "long")).splitlines()
+    assert (
+        lines[0]
+        == "| section | smoke, planned | smoke, measured | long, planned | long, measured |"
+    )
+    (last,) = (line for line in lines if line.startswith("| 10 |"))
+    assert last.endswith("| – | – | – |")  # long is not made for section 10
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch, capsys):

@@ -1,12 +1,14 @@
-"""What every figure costs, from the FLOPs of its runs."""
+"""What every figure costs, from the FLOPs of its runs, and what its published runs took."""
 
 import math
 
 import pandas as pd
 
+from proxies_lib import paths
 from proxies_lib.budget.tpu import CHIPS, UTILIZATION, name_of
-from proxies_lib.config import Run
-from proxies_lib.science import protocol, report
+from proxies_lib.config import Run, recipe
+from proxies_lib.runs import tables
+from proxies_lib.science import columns, protocol, report
 
 GPU_FLOPS = 989e12  # H200, dense bf16 peak per second (its data sheet)
 GPU_UTILIZATION = 0.3  # assumed share of it
@@ -20,12 +22,16 @@ def costs(scale: str) -> pd.DataFrame:
 
     A row has distinct `runs`, `programs` to compile, training `flops` (Run.flops: of the model,
     without evaluation), and `more_runs`, `more_flops`: what it adds to the rows of its kind above
-    it. Runs shared between sections count once.
+    it. Runs shared between sections count once. `core_seconds` are the FLOPs at the speed that a
+    plan assumes, `measured_seconds` those of `measured_seconds`, nan where it lacks a run.
+
+    Raises UserError where a published table is damaged.
     """
     from proxies_lib.science import figures, notebooks
 
     study = protocol.study(scale)
-    figure_rows, section_rows = _Rows(), _Rows()
+    seconds = measured_seconds(scale)
+    figure_rows, section_rows = _Rows(seconds), _Rows(seconds)
     table = []
     # The overview comes last: it is made of others' runs.
     for path in notebooks.choose([], study):
@@ -38,13 +44,14 @@ def costs(scale: str) -> pd.DataFrame:
     table.append(section_rows.row("all", "all", list(section_rows.seen)))
     frame = pd.DataFrame(table)
     hours = {f"{name}_hours": frame["flops"] / speed / 3600 for name, speed in speeds().items()}
-    return frame.assign(**hours)
+    return frame.assign(**hours, core_seconds=frame["flops"] / speeds()["core"])
 
 
 class _Rows:
     """Rows of one kind, figures or sections, each beside what the rows before it have seen."""
 
-    def __init__(self):
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds = seconds  # of a run, by recipe, where it is published
         self.seen: set[Run] = set()
 
     def row(self, section: str, figure: str, runs: list[Run]) -> dict:
@@ -59,7 +66,24 @@ class _Rows:
             "programs": len({run.program for run in distinct}),
             "flops": _flops(distinct),
             "more_flops": _flops(more),
+            "measured_seconds": self._took(distinct),
         }
+
+    def _took(self, runs: set[Run]) -> float:
+        """Core-seconds of all `runs`; nan where one of them is not published."""
+        if not self.seconds:  # without a table no recipe needs to be made
+            return math.nan
+        return math.fsum(self.seconds.get(recipe(run), math.nan) for run in runs)
+
+
+def measured_seconds(scale: str) -> dict[str, float]:
+    """Seconds that each run of the published table of a scale took, by recipe; empty without one.
+
+    On a CPU a run trains on one core, so these are core-seconds. Evaluation is in them, compilation
+    is not. Raises UserError where the table is damaged.
+    """
+    runs = tables.exported_runs(paths.folder("papermill_runs") / scale)
+    return {} if runs is None else dict(zip(runs["recipe"], runs["train_seconds"], strict=True))
 
 
 def _flops(runs: set[Run]) -> float:
@@ -113,6 +137,23 @@ def costs_table(scale: str) -> str:
     head = ["section", "figure", "runs", "more", "programs", "FLOPs", "more"]
     head += [device.replace("h", "H") for device in devices]
     return report.markdown(pd.DataFrame(rows, columns=head))
+
+
+def measured_table(scales: tuple[str, ...] = columns.SCALES) -> str:
+    """Markdown of core-seconds by section, planned against measured, two columns per scale.
+
+    "–" where a scale is not made for a section, or lacks a run of it in its published table.
+    """
+    table = pd.DataFrame()
+    for scale in scales:
+        found = costs(scale)
+        sections = found[found["figure"] == "all"].set_index("section")
+        for words in ("planned", "measured"):
+            name = "core_seconds" if words == "planned" else "measured_seconds"
+            cells = sections[name].map("{:,.0f}".format).mask(sections[name].isna())
+            table = table.join(cells.rename(f"{scale}, {words}"), how="outer")
+    table = table.fillna("–").rename_axis("section").reset_index()
+    return report.markdown(table)
 
 
 def sizes_table(scale: str) -> str:
