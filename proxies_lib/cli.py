@@ -168,7 +168,8 @@ def _add_results(command):
     kind.add_argument(
         "--pages",
         action="store_true",
-        help="write the published ones into docs/scoreboard.md, and their digest into README",
+        help="write the published ones of every scale into docs/scoreboard.md, and a digest "
+        "into README",
     )
     kind.add_argument(
         "--against",
@@ -221,7 +222,11 @@ def _add_budget(command):
         "--counts", type=int, nargs="+", default=[100, 1000], help="store: numbers of stored runs"
     )
     _add_tpu_check(command)
-    cost = command("costs", _costs, "what each figure costs at a scale, from its FLOPs")
+    cost = command(
+        "costs",
+        _costs,
+        "what each figure costs at a scale, from its FLOPs, and what its published runs took",
+    )
     _add_scale(cost)
     _add_json(cost)
     cost.add_argument(
@@ -540,12 +545,14 @@ def _table(options):
 
 def _claims(options):
     from proxies_lib import pages
-    from proxies_lib.science import report
+    from proxies_lib.science import columns, report
 
-    rows = report.scoreboard(options.scale, options.published or options.pages)
     if options.pages:
-        pages.write_scoreboard(rows, options.scale)
-    elif options.against:
+        if options.scale not in columns.SCALES:
+            refuse("scale", options.scale, f"--pages writes {', '.join(columns.SCALES)}")
+        return pages.write_scoreboard()
+    rows = report.scoreboard(options.scale, options.published)
+    if options.against:
         _print_comparison(rows, options)
     elif options.json:
         _print_json(rows)
@@ -628,10 +635,13 @@ def _costs(options):
         for scale in protocol.scales():
             pages.write_between_markers(tpu.PAGE, costs.costs_table(scale), f"costs {scale}")
         pages.write_between_markers(tpu.PAGE, costs.sizes_table("paper"), "sizes paper")
+        pages.write_between_markers(tpu.PAGE, costs.measured_table(), "costs measured")
     elif options.json:
         print(costs.costs(options.scale).to_json(orient="records", indent=1))
     else:
         print(costs.costs_table(options.scale))
+        if costs.measured_seconds(options.scale):
+            print(f"\n{costs.measured_table((options.scale,))}")
 
 
 # ------------------------------------------------------------------ data

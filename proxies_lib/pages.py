@@ -9,7 +9,15 @@ import pandas as pd
 
 from proxies_lib import config, paths
 from proxies_lib.config import UserError
-from proxies_lib.science import claims, figures, notebooks, outputs, report
+from proxies_lib.science import (
+    claims,
+    columns,
+    figures,
+    notebooks,
+    outputs,
+    report,
+    side_by_side,
+)
 
 README, SCOREBOARD, REFERENCE = "README.md", "docs/scoreboard.md", "docs/reference.md"
 
@@ -42,21 +50,90 @@ def write_between_markers(page: str, text: str, name: str):
 # ------------------------------------------------------------------ scoreboard and digest
 
 
-def write_scoreboard(rows: pd.DataFrame, label: str):
-    """Write a label's published verdicts into docs/scoreboard.md, and their digest into README."""
-    write_between_markers(SCOREBOARD, scoreboard(rows, label), "scoreboard")
+def write_scoreboard():
+    """Write the published verdicts of every scale into docs/scoreboard.md, and their digest and
+    first numbers into README.
+
+    Raises UserError where nothing is published, a `claims.csv` is damaged, or a page lacks markers.
+    """
+    boards = columns.published()
+    if not boards:
+        raise UserError("claims: nothing is published yet; `proxies run --publish` does it")
     readme = (paths.root() / README).read_text("utf-8")
-    write_between_markers(README, digest(rows, label, sentences(readme)), "digest")
+    front = columns.front(boards)
+    rows = boards[front]
+    # All of it is made before anything is written.
+    board = {
+        "scoreboard": verdicts_in_columns(boards),
+        "side-by-side": report.markdown(side_by_side.table()),
+        **{f"scoreboard {scale}": _section_of(scale, boards) for scale in columns.SCALES},
+    }
+    digested = {
+        "first": first_numbers(rows, front),
+        "digest": digest(rows, front, sentences(readme)),
+    }
+    for page, texts in {SCOREBOARD: board, README: digested}.items():
+        for name, text in texts.items():
+            write_between_markers(page, text, name)
 
 
-def scoreboard(rows: pd.DataFrame, label: str) -> str:
-    """Every verdict of a label in Markdown, with links to the published outputs."""
+def verdicts_in_columns(boards: dict[str, pd.DataFrame]) -> str:
+    """A row per claim in Markdown, a column per scale of `boards`, with a tally of each."""
+    table = columns.in_columns(boards)
+    pictures = [
+        f"[{row.figure}]({_picture(row.figure, row.scale, up='../')})" for row in table.itertuples()
+    ]
+    table = table.assign(figure=pictures).drop(columns="scale")
+    lines = [f"- `{scale}`: {report.tally(rows)}" for scale, rows in boards.items()]
+    if set(columns.MOVE) <= boards.keys():
+        words = columns.moves(boards)
+        before, after = columns.MOVE
+        moved = f"{(words != '').sum()} of the {len(words)} verdicts that both have"
+        lines.append(f"- From `{before}` to `{after}` {moved} change.")
+    return "\n".join([*lines, "", report.markdown(table)])
+
+
+def _section_of(scale: str, boards: dict[str, pd.DataFrame]) -> str:
+    """The verdicts of a scale with all that belongs to them; a sentence where there are none."""
+    if scale not in boards:
+        return f"The scale `{scale}` is not published yet."
+    return scoreboard(boards[scale], scale)
+
+
+def scoreboard(rows: pd.DataFrame, scale: str) -> str:
+    """Every verdict of a scale in Markdown, with links to the published outputs, and a sentence on
+    the sections that it lacks."""
+    tally = report.tally(rows)
+    missing = columns.missing_sections(scale, rows)
+    if missing:
+        tally += f" Not published yet: section{'s' * (len(missing) > 1)} {', '.join(missing)}."
     with paths.environment(outputs.PUBLISH, "1"):
-        return f"{report.tally(rows)}\n\n{report.verdict_table(rows, label, up='../')}"
+        return f"{tally}\n\n{report.verdict_table(rows, scale, up='../')}"
+
+
+def first_numbers(rows: pd.DataFrame, scale: str) -> str:
+    """Figure 1 of a scale in Markdown, with the ratio of its two LR sensitivities."""
+    alt = "Loss against learning rate, and LR sensitivity against size, with and without"
+    lines = [
+        f"![{alt} qk-layernorm]({_picture('1', scale)})",
+        "",
+        f"Figure 1 of P1, at {scale} scale. Above, the final loss for each peak learning rate, a",
+        "curve per model size; below, the LR sensitivity S: the mean distance of such a curve from",
+        "its best point.",
+    ]
+    for row in rows[rows["claim"] == "1-ratio"].itertuples():
+        measure = row.measure.rpartition(" (")[0]  # without its threshold
+        effect = report.rounded(row.effect, row.lo, row.hi)
+        lines[-1] += f" What qk-layernorm does to S: {measure}, {effect}, {row.n} seeds."
+    return "\n".join(lines)
+
+
+def _picture(figure: str, scale: str, up: str = "") -> str:
+    return f"{up}figures/{scale}/{figures.FIGURES[figure].file}.png"
 
 
 def digest(rows: pd.DataFrame, label: str, words: dict[str, str]) -> str:
-    """A row per section in Markdown: its figures, how many checks hold, and what came out.
+    """A row per section in Markdown: its figures, how many checks have each verdict, what came out.
 
     What came out is in `words`, by section: a person writes it, in README.
     """
@@ -71,7 +148,8 @@ def digest(rows: pd.DataFrame, label: str, words: dict[str, str]) -> str:
                 "what came out": words.get(section, ""),
             }
         )
-    return f"{report.tally(rows)}\n\n{report.markdown(pd.DataFrame(counted))}"
+    table = report.markdown(pd.DataFrame(counted))
+    return f"At {label} scale. {report.tally(rows)}\n\n{table}"
 
 
 def sentences(readme: str) -> dict[str, str]:
@@ -89,7 +167,7 @@ def _section_link(section: str, label: str) -> str:
 
 def _figure_links(section: str, label: str) -> str:
     drawn = figures.of_section(section)
-    return ", ".join(f"[{figure.name}](figures/{label}/{figure.file}.png)" for figure in drawn)
+    return ", ".join(f"[{figure.name}]({_picture(figure.name, label)})" for figure in drawn)
 
 
 # ------------------------------------------------------------------ reference

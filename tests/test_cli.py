@@ -10,7 +10,7 @@ import pytest
 
 from proxies_lib import cli, config, pages, paths
 from proxies_lib.config import UserError
-from proxies_lib.science import claims, report
+from proxies_lib.science import claims
 
 HUGE = "f" * 5000
 
@@ -19,7 +19,7 @@ BAD = {
     "run 01 --scale smoke --set lr=0.1": "lr=0.1: is swept by the notebooks; set lrs instead",
     "run 01 --scale smoke --set nosuch=1": "nosuch=1: unknown parameter",
     "run 01 --scale smoke --set steps": "set='steps': must be NAME=VALUE",
-    "run 01 --scale huge": "scale='huge': must be one of smoke, laptop, gpu, paper",
+    "run 01 --scale huge": "scale='huge': must be one of smoke, laptop, night, long, gpu, paper",
     "run 01 --scale smoke --shard 3/2": "shard='3/2': must be i/n",
     "run 01 --scale smoke --shard 0/2": "shard='0/2': must be i/n",
     "run 99 --scale smoke": "section='99': must be one of 00, 01",
@@ -186,14 +186,6 @@ def test_the_reference_is_what_docstrings_and_fields_say():
     assert page == cli.reference(), "write it again: proxies reference --write"
     for name in config.FIELDS:
         assert name == "data" or f"| `{name}` |" in page
-
-
-def test_a_digest_keeps_the_words_that_a_person_wrote(monkeypatch):
-    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(paths.root() / "papermill_runs"))
-    rows = report.scoreboard("laptop", published=True)
-    words = {section: f"what {section} found" for section in rows["section"].unique()}
-    page = f"<!-- digest -->\n{pages.digest(rows, 'laptop', words)}\n<!-- /digest -->"
-    assert pages.sentences(page) == words
 
 
 def test_the_command_starts_without_what_only_some_commands_need():

@@ -1,0 +1,212 @@
+"""Verdicts in columns, and the pages that show them."""
+
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from proxies_lib import cli, pages, paths
+from proxies_lib.config import UserError
+from proxies_lib.science import claims, columns, notebooks, outputs, report, side_by_side
+from proxies_lib.science.figures import of_section
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SECTIONS = sorted(set(notebooks.sections()) - {"00"})
+
+
+def row(claim="c", section="01", figure="1", verdict=claims.HOLDS, effect=2.0, n=3, **more):
+    return {
+        "claim": claim,
+        "figure": figure,
+        "section": section,
+        "statement": f"{claim} is so.",
+        "measure": f"measure of {claim} (above 1)",
+        "effect": effect,
+        "lo": effect - 0.5,
+        "hi": effect + 0.5,
+        "n": n,
+        "verdict": verdict,
+        "note": "",
+        **more,
+    }
+
+
+def rows_of(*sections, verdict=claims.HOLDS, effect=2.0):
+    """A claim for each of these sections, about its first figure."""
+    figure_of = {section: of_section(section)[0].name for section in sections}
+    return [
+        row(f"c{section}", section, figure, verdict, effect)
+        for section, figure in figure_of.items()
+    ]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with the notebooks, two pages with their markers, and nothing published."""
+    for kind in ("figures", "papermill_runs", "store"):
+        monkeypatch.delenv(f"PROXIES_{kind.upper()}", raising=False)
+    monkeypatch.delenv(outputs.PUBLISH, raising=False)
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "docs").mkdir()
+    names = ["scoreboard", "side-by-side", *(f"scoreboard {scale}" for scale in columns.SCALES)]
+    (tmp_path / pages.SCOREBOARD).write_text(_with_markers(names))
+    (tmp_path / pages.README).write_text(_with_markers(["first", "digest"]))
+    quantities = pd.DataFrame({"": ["S"], "laptop": ["0.69, 3"]})
+    monkeypatch.setattr(side_by_side, "table", lambda: quantities)
+    return tmp_path
+
+
+def _with_markers(names):
+    return "".join(f"# {name}\n\n<!-- {name} -->\n\nold\n\n<!-- /{name} -->\n\n" for name in names)
+
+
+def between(text: str, name: str) -> str:
+    return text.split(f"<!-- {name} -->\n\n")[1].split(f"\n\n<!-- /{name} -->")[0]
+
+
+def publish(project, scale, rows):
+    folder = project / "papermill_runs" / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows)[report.COLUMNS].to_csv(folder / report.CLAIMS, index=False)
+
+
+# ------------------------------------------------------------------ columns
+
+
+def test_a_claim_is_a_row_and_a_scale_a_column():
+    laptop = [
+        row("both", verdict=claims.UNDECIDED, effect=0.0992, lo=0.041, hi=0.157),
+        row("same", figure="2"),
+        row("laptop-only", figure="2"),
+        row("later", "02", "3", claims.UNTESTABLE, effect=np.nan, n=0),
+    ]
+    night = [
+        row("later", "02", "3", claims.HOLDS, effect=1.0, lo=np.nan, hi=np.nan, n=1),
+        row("both", verdict=claims.HOLDS, effect=3.0, n=5),
+        row("night-only", verdict=claims.CONTRADICTED, effect=-2.0),
+        row("same", figure="2", effect=4.0),
+    ]
+    table = columns.in_columns({"laptop": pd.DataFrame(laptop), "night": pd.DataFrame(night)})
+    assert table.columns.tolist()[:3] == ["claim", "figure", "statement"]
+    found = table.set_index("claim")
+    # By figure: a claim of Figure 1 stands above those of Figure 2, whoever has it.
+    assert found.index.tolist() == ["both", "night-only", "same", "laptop-only", "later"]
+    assert found["laptop"].tolist() == [
+        "undecided 0.0992 [0.041, 0.157], 3",
+        "–",
+        "holds 2 [1.5, 2.5], 3",
+        "holds 2 [1.5, 2.5], 3",
+        "not testable",
+    ]
+    assert found["night"].tolist() == [
+        "holds 3 [2.5, 3.5], 5",
+        "contradicted -2 [-2.5, -1.5], 3",
+        "holds 4 [3.5, 4.5], 3",
+        "–",
+        "holds 1, 1",
+    ]
+    moved = found["laptop → night"].tolist()
+    assert moved == ["undecided → holds", "", "", "", "not testable → holds"]
+    # The picture is that of the first column that has the claim.
+    assert found["scale"].tolist() == ["laptop", "night", "laptop", "laptop", "laptop"]
+
+
+def test_without_both_scales_of_a_move_there_is_no_column_of_it():
+    boards = {"laptop": pd.DataFrame([row()]), "long": pd.DataFrame([row()])}
+    assert columns.in_columns(boards).columns.tolist()[-2:] == ["laptop", "long"]
+
+
+def test_a_scale_lacks_only_sections_that_it_is_made_for():
+    rows = pd.DataFrame(rows_of("01", "04"))
+    assert columns.missing_sections("long", rows) == ["02", "08"]
+    assert columns.missing_sections("night", rows) == [
+        section for section in SECTIONS if section not in ("01", "04")
+    ]
+
+
+def test_the_front_is_the_night_once_it_is_whole():
+    laptop, part = pd.DataFrame(rows_of(*SECTIONS)), pd.DataFrame(rows_of(*SECTIONS[:-1]))
+    assert columns.front({"laptop": laptop}) == "laptop"
+    assert columns.front({"laptop": laptop, "night": part}) == "laptop"
+    assert columns.front({"laptop": laptop, "night": laptop}) == "night"
+
+
+# ------------------------------------------------------------------ pages
+
+
+def test_the_pages_show_every_published_scale(project):
+    publish(project, "laptop", rows_of(*SECTIONS, verdict=claims.UNDECIDED))
+    publish(project, "night", [*rows_of("01", "02"), row("night-only", "02", "4")])
+    assert cli.main(["claims", "--pages"]) == 0
+    page = (project / pages.SCOREBOARD).read_text("utf-8")
+    readme = (project / pages.README).read_text("utf-8")
+
+    board = between(page, "scoreboard")
+    assert "- `laptop`: Of 10 checks on 10 figures, 0 hold" in board
+    assert "- `night`: Of 3 checks on 3 figures, 3 hold" in board
+    assert "- From `laptop` to `night` 2 of the 2 verdicts that both have change." in board
+    head = "| claim | figure | statement | laptop | night | laptop → night |"
+    assert head in board
+    assert (
+        "| c01 | [1](../figures/laptop/fig01_lr_sensitivity.png) | c01 is so. "
+        "| undecided 2 [1.5, 2.5], 3 | holds 2 [1.5, 2.5], 3 | undecided → holds |"
+    ) in board
+    assert "| night-only | [4](../figures/night/fig04_output_logits.png) |" in board
+
+    night = between(page, "scoreboard night")
+    assert "Not published yet: sections 03, 04, 05, 06, 07, 08, 09, 10." in night
+    assert "| measure | effect | n | decides | verdict | note | notebook, data |" in night
+    assert "| 2 [1.5, 2.5] | 3 | 0.5 | holds |" in night
+    assert "../papermill_runs/night/02_z_loss.ipynb" in night
+    assert between(page, "scoreboard laptop").count("\n") == 13
+    assert "Not published" not in between(page, "scoreboard laptop")
+    assert between(page, "scoreboard long") == "The scale `long` is not published yet."
+    assert between(page, "side-by-side") == "|  | laptop |\n| --- | --- |\n| S | 0.69, 3 |"
+
+    assert between(readme, "first").startswith("![Loss against learning rate")
+    assert "](figures/laptop/fig01_lr_sensitivity.png)" in between(readme, "first")
+    assert "At laptop scale. Of 10 checks" in between(readme, "digest")
+    assert "\nold\n" not in page + readme
+    assert cli.main(["claims", "--pages", "--scale", "night"]) == 0
+    assert (project / pages.SCOREBOARD).read_text("utf-8") == page
+
+
+def test_readme_comes_from_the_whole_night_and_keeps_the_words_of_a_person(project):
+    publish(project, "laptop", [*rows_of(*SECTIONS), row("1-ratio", effect=1.6)])
+    pages.write_scoreboard()
+    path = project / pages.README
+    first = between(path.read_text("utf-8"), "first")
+    assert first.endswith("measure of 1-ratio, 1.6 [1.1, 2.1], 3 seeds.")
+    written = path.read_text("utf-8").replace(
+        "| 0 | 0 | 0 |  |", "| 0 | 0 | 0 | a person's words |"
+    )
+    path.write_text(written)
+    ratio = row("1-ratio", effect=14.0, n=5, verdict=claims.CONTRADICTED)
+    publish(project, "night", [*rows_of(*SECTIONS), ratio])
+    pages.write_scoreboard()
+    readme = path.read_text("utf-8")
+    assert "figures/laptop" not in readme and "at night scale" in readme
+    assert between(readme, "first").endswith("measure of 1-ratio, 14 [13.5, 14.5], 5 seeds.")
+    digest = between(readme, "digest")
+    assert "| holds | contradicted | undecided | not testable | what came out |" in digest
+    assert digest.count("| 1 | 0 | 0 | 0 | a person's words |") == len(SECTIONS) - 1
+    assert digest.count("| 1 | 1 | 0 | 0 | a person's words |") == 1  # 01, with the ratio
+
+
+def test_old_words_of_a_verdict_are_refused_and_no_page_is_touched(project, capsys):
+    publish(project, "laptop", rows_of(*SECTIONS))
+    publish(project, "night", rows_of("01", verdict="does not hold"))
+    before = [(project / page).read_bytes() for page in (pages.SCOREBOARD, pages.README)]
+    assert cli.main(["claims", "--pages"]) == 2
+    assert "scale='night': claims.csv is damaged" in capsys.readouterr().err
+    after = [(project / page).read_bytes() for page in (pages.SCOREBOARD, pages.README)]
+    assert after == before
+
+
+def test_the_pages_need_something_published_and_a_scale_that_has_a_column(project, capsys):
+    with pytest.raises(UserError, match="nothing is published yet"):
+        pages.write_scoreboard()
+    assert cli.main(["claims", "--pages", "--scale", "smoke"]) == 2
+    assert "--pages writes laptop, night, long" in capsys.readouterr().err
