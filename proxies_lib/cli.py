@@ -101,6 +101,13 @@ def _add_sections(command):
             help="write the committed outputs, not the local ones; the code must be committed",
         )
     for added in (plan, run):
+        added.add_argument(
+            "--continue",
+            action="store_true",
+            dest="continued",
+            help="runs of the label's committed table (papermill_runs/LABEL, curves with four "
+            "digits) count as trained: the same configuration on the same corpus",
+        )
         _add_engine(added)
     plan.add_argument("--shard", default="1/1", metavar="i/n", help="only part i of n (1 ≤ i ≤ n)")
     run.add_argument(
@@ -115,7 +122,7 @@ def _add_sections(command):
     )
     # What a command does not offer, it has at its default.
     plan.set_defaults(publish=False)
-    figures.set_defaults(workers=None, engine=None, shard="1/1")
+    figures.set_defaults(workers=None, engine=None, shard="1/1", continued=False)
 
 
 def _add_protocol(added):
@@ -381,6 +388,8 @@ def _gather(options) -> _Asked:
     if options.publish:
         outputs.require_committed(provenance.commit())
         os.environ[outputs.PUBLISH] = "1"
+    if options.continued:
+        os.environ[outputs.CONTINUE] = study.label
     parameters = {"scale": options.scale, "train": True, "publish": True, "overrides": overrides}
     runs, held_out = [], []
     for path in chosen:
@@ -414,7 +423,7 @@ def _say_which_project():
 
 
 def _plan(options):
-    from proxies_lib.runs import datasets, engines, sweep
+    from proxies_lib.runs import datasets, engines
 
     asked = _gather(options)
     corpora = {(run.data, run.model.vocab_size) for run in asked.runs}
@@ -422,8 +431,16 @@ def _plan(options):
         if name != "stdlib":  # which prepares itself
             datasets.open_dataset(name, vocab_size)
     _say_held_out(asked.held_out)
-    plan = sweep.plan(asked.runs, prepare=False, shard=asked.shard)
+    plan = _locate(asked.runs, prepare=False, shard=asked.shard)
     print(plan.describe(engines.cores()))
+
+
+def _locate(runs: list[Run], **options):
+    """The plan of `runs`: what the store has and, with --continue, the committed table."""
+    from proxies_lib.runs import sweep
+    from proxies_lib.science import outputs
+
+    return sweep.plan(runs, layer=outputs.continued(), exact=True, **options)
 
 
 def _run(options):
@@ -433,7 +450,7 @@ def _run(options):
     _join(options.distributed)
     asked = _gather(options)
     _say_held_out(asked.held_out)
-    plan = sweep.plan(asked.runs, shard=asked.shard)
+    plan = _locate(asked.runs, shard=asked.shard)
     sharded = asked.shard[1] > 1
     if not sharded:
         outputs.claim(asked.study, provenance.commit())
@@ -452,27 +469,29 @@ def _run(options):
         )
         return
     if options.publish:
-        _require_that_committed_code_trained(asked.runs)
+        _require_that_committed_code_trained(asked)
     _execute(asked)
     _export(asked)
 
 
-def _require_that_committed_code_trained(runs: list[Run]):
-    from proxies_lib.runs import provenance, sweep, tables
+def _require_that_committed_code_trained(asked: _Asked):
+    """Of held-out runs those that are there already, as the others are still to be trained."""
+    from proxies_lib.runs import provenance, tables
     from proxies_lib.science import outputs
 
-    trained = sweep.plan(runs)
-    table, _ = tables.table(list(trained.found), trained.folder, columns=())
+    plan = _locate(asked.runs + asked.held_out)
+    trained = [found for found in plan.found if found.layer]
+    table, _ = tables.table(trained, plan.folder, plan.layer, columns=())
     outputs.require_committed(provenance.commit(), table)
 
 
 def _export(asked: _Asked):
     """Write the tables of a label: what its notebooks show, from now on without the store."""
-    from proxies_lib.runs import sweep, tables
+    from proxies_lib.runs import tables
     from proxies_lib.science import outputs
 
-    done = sweep.plan(asked.runs + asked.held_out)
-    table, curves = tables.table(list(done.found), done.folder)
+    done = _locate(asked.runs + asked.held_out)
+    table, curves = tables.table(list(done.found), done.folder, done.layer)
     tables.export(table, curves, outputs.target("papermill_runs", asked.study.label))
 
 

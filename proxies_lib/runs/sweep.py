@@ -25,14 +25,15 @@ COMPILE_SECONDS = 15.0  # of a program; no stored run tells
 class Plan:
     """Distinct runs and where each one is.
 
-    `seconds` is what a run of each program should take on one core; `folder` is the store;
-    `requested` counts runs as asked for, equal ones too.
+    `seconds` is what a run of each program should take on one core; `folder` is the store, `layer`
+    the folder of exported tables below it; `requested` counts runs as asked for, equal ones too.
     """
 
     found: tuple[tables.Found, ...]
     seconds: dict
     folder: pathlib.Path
     requested: int
+    layer: pathlib.Path | None = None
 
     @property
     def missing(self) -> list[tables.Found]:
@@ -113,13 +114,15 @@ def plan(
     prepare=True,
     shard: tuple[int, int] = (1, 1),
     say=print,
+    exact=False,
 ) -> Plan:
     """Locate `runs` (duplicates counted once), keeping part `shard` = (i, n) of them, i from 1.
 
     They are looked for in the store `folder` (default: the usual one), then in the exported tables
-    of the folder `layer`, if any. `prepare` prepares the standard library's corpus where it is
-    missing. A pure function of runs, store and shard: shards on several machines agree without
-    talking.
+    of the folder `layer`, if any; with `exact` by key alone, as what counts as trained must be
+    (`tables.locate`, which raises UserError then). `prepare` prepares the standard library's corpus
+    where it is missing. A pure function of runs, store, layer and shard: shards on several machines
+    agree without talking.
     """
     folder = pathlib.Path(folder or paths.folder("store"))
     distinct = list(dict.fromkeys(runs))
@@ -128,11 +131,11 @@ def plan(
     for name, vocab_size in sorted({(run.data, run.model.vocab_size) for run in distinct}):
         dataset = datasets.open_dataset(name, vocab_size, prepare_missing=prepare, say=say)
         fingerprints[name, vocab_size] = dataset.fingerprint if dataset else None
-    found = tables.locate(distinct, fingerprints, folder, layer, say)
+    found = tables.locate(distinct, fingerprints, folder, layer, say, exact)
     part, parts = shard
     # Every n-th run: neighbours cost alike, so shards end at about the same time.
     found = found[part - 1 :: parts]
-    return Plan(tuple(found), estimates(found, folder), folder, len(runs))
+    return Plan(tuple(found), estimates(found, folder), folder, len(runs), layer)
 
 
 def estimates(found: list[tables.Found], folder: pathlib.Path) -> dict:

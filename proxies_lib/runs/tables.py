@@ -22,7 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from proxies_lib import paths
-from proxies_lib.config import FIELDS, YOUNGER, Run, UserError, flat, from_flat, key, recipe
+from proxies_lib.config import (
+    FIELDS,
+    YOUNGER,
+    Run,
+    UserError,
+    flat,
+    from_flat,
+    key,
+    key_of,
+    recipe,
+)
 from proxies_lib.runs import store
 from proxies_lib.runs.packs import (
     batches,
@@ -45,6 +55,10 @@ from proxies_lib.runs.records import (
 
 # Exported tables, and the columns that each must have.
 EXPORTED = {"runs": {"key", "recipe", *RESULTS}, "curves": {"key", "step"}}
+
+# What to do about a damaged table: where the store has its runs, and where only the table does.
+WRITE_ANEW = "`proxies run` writes it anew from the store"
+RESTORE = "restore it with git, or leave out --continue"
 
 
 # ------------------------------------------------------------------ where runs are
@@ -87,14 +101,19 @@ def locate(
     folder: pathlib.Path,
     layer: pathlib.Path | None = None,
     say=print,
+    exact: bool = False,
 ) -> list[Found]:
     """Where each run is stored.
 
     `fingerprints` maps (data, vocab_size) to a fingerprint, None where unknown. Damaged records,
     packs and exported tables count as not there; `say` is told of them. In the exported `layer` a
     run matches by key, else by recipe: the same configuration on another corpus.
+
+    With `exact` it matches by key alone: what it has need not be trained. Raises UserError then
+    where the exported table is damaged, incomplete, or has such a run under a wrong key.
     """
-    exported_keys, key_of_recipe = _exported_keys(layer, say)
+    below = _complete(layer) if exact else exported(layer, say)
+    exported_keys, key_of_recipe = _exported_keys(below)
     keys = []
     for run in runs:
         fingerprint = fingerprints[run.data, run.model.vocab_size]
@@ -107,22 +126,49 @@ def locate(
             return Found(run, run_key, Layer.STORED)
         if run_key in exported_keys:
             return Found(run, run_key, Layer.COMMITTED, run_key)
-        other = key_of_recipe.get(recipe(run))
+        other = None if exact else key_of_recipe.get(recipe(run))
         if other is not None:
             return Found(run, run_key, Layer.COMMITTED_OTHER_CORPUS, other)
         return Found(run, run_key, Layer.MISSING)
 
-    return [found(run, run_key) for run, run_key in zip(runs, keys)]
+    located = [found(run, run_key) for run, run_key in zip(runs, keys)]
+    if exact and below is not None:
+        _check_keys(below[0], {f.key for f in located if f.layer == Layer.COMMITTED})
+        others = sum(not f.layer and recipe(f.run) in key_of_recipe for f in located)
+        if others:
+            say(
+                f"table: {others} of these runs are there with another corpus than this machine's "
+                "(or it is not prepared here); they count as not trained"
+            )
+    return located
 
 
-def _exported_keys(layer: pathlib.Path | None, say) -> tuple[set[str], dict[str, str]]:
+def _exported_keys(
+    below: tuple[pd.DataFrame, pd.DataFrame] | None,
+) -> tuple[set[str], dict[str, str]]:
     """The keys of the exported runs that have curves, and these keys by recipe."""
-    below = exported(layer, say)
     if below is None:
         return set(), {}
     runs, curves = below
     whole = runs[runs["key"].isin(curves["key"].unique())]
     return set(whole["key"]), dict(zip(whole["recipe"], whole["key"], strict=True))
+
+
+def _check_keys(runs: pd.DataFrame, keys: set[str | None]):
+    """Raise UserError unless each of these keys is that of one row, and follows from it."""
+    rows = runs[runs["key"].isin(keys)]
+    try:
+        false = [row["key"] for row in rows.to_dict("records") if not _has_own_key(row)]
+    except (KeyError, TypeError, ValueError):  # a column is missing, or holds anything
+        raise UserError(f"table: runs.parquet is not as it was exported; {RESTORE}") from None
+    repeated = rows["key"][rows["key"].duplicated()].tolist()
+    if false or repeated:
+        one = min(false + repeated)
+        raise UserError(f"table: runs.parquet has another run under the key {one}; {RESTORE}")
+
+
+def _has_own_key(row: dict) -> bool:
+    return key_of({name: row[name] for name in FIELDS}, row["fingerprint"]) == row["key"]
 
 
 # ------------------------------------------------------------------ exported tables
@@ -141,14 +187,28 @@ def exported(path: pathlib.Path | None, say=silent) -> tuple[pd.DataFrame, pd.Da
     return None if runs is None or curves is None else (runs, curves)
 
 
+def _complete(path: pathlib.Path | None) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The exported runs and curves in `path`, None where neither is there. Raises UserError where
+    one is damaged, or missing beside the other."""
+    if path is None:
+        return None
+    tables = {name: _exported(path, name, RESTORE) for name in EXPORTED}
+    missing = [name for name, table in tables.items() if table is None]
+    if len(missing) == 1:
+        (name,) = missing
+        raise UserError(f"table: {path.name}/{name}.parquet is missing; {RESTORE}")
+    return None if missing else (tables["runs"], tables["curves"])
+
+
 def exported_runs(path: pathlib.Path) -> pd.DataFrame | None:
     """The exported runs in `path`, with or without curves, or None. Raises UserError where they are
     damaged."""
     return _exported(path, "runs")
 
 
-def _exported(folder: pathlib.Path, name: str) -> pd.DataFrame | None:
-    """An exported table, None where there is none. Raises UserError where it is damaged."""
+def _exported(folder: pathlib.Path, name: str, advice: str = WRITE_ANEW) -> pd.DataFrame | None:
+    """An exported table, None where there is none. Raises UserError, with the `advice`, where it is
+    damaged."""
     path = folder / f"{name}.parquet"
     if not os.path.lexists(path):
         return None
@@ -156,8 +216,7 @@ def _exported(folder: pathlib.Path, name: str) -> pd.DataFrame | None:
         state = path.stat()
         return _parquet(path, name, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     except Exception:  # Arrow and pandas raise almost anything on damaged bytes
-        damaged = f"{folder.name}/{path.name} is damaged"
-        raise UserError(f"table: {damaged}; `proxies run` writes it anew from the store") from None
+        raise UserError(f"table: {folder.name}/{path.name} is damaged; {advice}") from None
 
 
 @functools.lru_cache(maxsize=4)

@@ -20,12 +20,23 @@ from proxies_lib.science.protocol import Study
 
 PUBLISH = "PROXIES_PUBLISH"  # set for this process and its kernels by `--publish`
 
+CONTINUE = "PROXIES_CONTINUE"  # a label, set in the same way by `--continue`
+
 # Which overrides a label stands for, and at which commit it was last written.
 PROTOCOL = "protocol.json"
 
 
 def publishing() -> bool:
     return bool(os.environ.get(PUBLISH))
+
+
+def continued() -> pathlib.Path | None:
+    """With `--continue`, the folder of the committed table whose runs count as trained.
+
+    None without. Raises UserError where the environment names no label.
+    """
+    label = os.environ.get(CONTINUE)
+    return paths.folder("papermill_runs") / config.component(CONTINUE, label) if label else None
 
 
 def local(kind: str) -> pathlib.Path:
@@ -96,5 +107,6 @@ def require_committed(commit: str, runs=None):
         if foreign:
             raise UserError(
                 f"publish: {foreign} of {len(runs)} runs were trained by code that is not "
-                "committed; train them again, with --store in an empty folder"
+                "committed; train them again, with --store in an empty folder and without "
+                "--continue"
             )

@@ -33,18 +33,19 @@ def collect(
     `columns`; None takes them all.
 
     Reading (train=False) also looks into the committed table of the label, or else of the scale.
-    Training never does.
+    Training never does, but for `--continue`: then runs that the label's committed table has under
+    their own key count as trained.
     """
-    layer = None if study.train else _published_table(study)
+    layer = outputs.continued() if study.train else _published_table(study)
     if study.publish:
         outputs.claim(study, provenance.commit())
     all_runs = [run for runs_of_method in runs.values() for run in runs_of_method]
     # Runs that several methods share are planned, trained and read once, then get a row in each.
-    plan = sweep.plan(all_runs, layer=layer, prepare=study.train)
+    plan = sweep.plan(all_runs, layer=layer, prepare=study.train, exact=study.train)
     print(plan.describe(engines.cores()))
     if study.train:
         sweep.run(plan)
-        plan = sweep.plan(all_runs)  # now every run is found
+        plan = sweep.plan(all_runs, layer=layer, exact=True)  # now every run is found
     table, curves = tables.table(list(plan.found), plan.folder, layer, columns)
     row_of = {found.run: row for row, found in enumerate(plan.found)}
     parts = []
@@ -56,8 +57,9 @@ def collect(
 
 
 def count_stored(runs: list[Run]) -> int:
-    """How many of `runs` are in the store."""
-    return sum(bool(found.layer) for found in sweep.plan(runs, prepare=False).found)
+    """How many of `runs` are known: in the store or, with `--continue`, in the committed table."""
+    plan = sweep.plan(runs, layer=outputs.continued(), prepare=False, exact=True)
+    return len(plan.found) - len(plan.missing)
 
 
 def _published_table(study: Study) -> pathlib.Path:
