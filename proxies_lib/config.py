@@ -74,6 +74,8 @@ POSITIVE = Allowed("must be above 0", lambda value: value > 0)
 
 NOT_NEGATIVE = Allowed("must be 0 or more", lambda value: value >= 0)
 
+SOME_TEXT = Allowed("must be a text", lambda value: True)
+
 BELOW_ONE = Allowed("must be in [0, 1)", lambda value: 0 <= value < 1)
 
 
@@ -162,6 +164,9 @@ class ModelConfig:
         one_of("float32", "bfloat16"),
         "output logits are rounded to it before the loss (does rounding make drift harmful?)",
     )
+    intervention: str = younger_knob(
+        "", SOME_TEXT, "text of interventions of one's own (`proxies_lib.interventions`)"
+    )
 
     def __post_init__(self):
         _check_fields(self)
@@ -243,6 +248,9 @@ class HyperParams:
         1.0, POSITIVE, "ε falls geometrically to this factor at the last step (P2)"
     )
     loss_scale: float = younger_knob(1.0, POSITIVE, "of gradients in gradient_dtype (P2)")
+    intervention_numbers: str = younger_knob(
+        "", SOME_TEXT, "JSON object of the numbers that the intervention declares"
+    )
 
     def __post_init__(self):
         _check_fields(self)
@@ -296,6 +304,18 @@ class Run:
         if self.hparams.steps % self.train.log_every:
             allowed = f"must be a multiple of log_every={self.train.log_every}"
             refuse("steps", self.hparams.steps, allowed)
+        if self.model.intervention or self.hparams.intervention_numbers:
+            self._check_intervention()
+
+    def _check_intervention(self):
+        from proxies_lib import interventions
+
+        text = self.model.intervention
+        interventions.check(text, self.hparams.intervention_numbers)
+        own_optimizer = any("optimizer" in one.places for one in interventions.declared(text))
+        if own_optimizer and self.train.histograms:
+            allowed = "must be 0 with an optimizer of one's own: they show Adam's moments"
+            refuse("histograms", self.train.histograms, allowed)
 
     @property
     def program(self) -> tuple[ModelConfig, TrainConfig]:

@@ -17,6 +17,7 @@ training is the last step of a logged point; elsewhere they are zeros and cost n
 gradient passes through them.
 
 `h` holds the hyperparameters that are inputs of the compiled program, by name (`optim.inputs`).
+`places` are the functions of interventions of one's own, none in the paper's model.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from proxies_lib import ops
+from proxies_lib import interventions, ops
 from proxies_lib.config import ModelConfig
 from proxies_lib.ops import (
     anywhere,
@@ -50,10 +51,11 @@ class Transformer(nnx.Module):
         linear = functools.partial(Linear, use_bias=False, rngs=rngs)
         norm = functools.partial(LayerNorm, use_bias=False, rngs=rngs)
         self.embed = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(config, linear, norm) for _ in range(config.n_layers)])
+        block = interventions.places(config.intervention).only("block") or Block
+        self.blocks = nnx.List([block(config, linear, norm) for _ in range(config.n_layers)])
         self.final_norm = norm(config.d_model)
         self.head = linear(config.d_model, config.vocab_size)
-        self.logits_dtype = config.logits_dtype
+        self.config = config
 
     def __call__(self, tokens_BT: jax.Array, probe, h: dict, place=anywhere, scanned=None):
         """Logits (N, V) and taps, as `apply` says. `scanned` stands in for the blocks, if given."""
@@ -63,7 +65,9 @@ class Transformer(nnx.Module):
         else:
             x_ND, taps = scanned(x_ND)
         logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
-        if self.logits_dtype == "bfloat16":
+        places = interventions.places(self.config.intervention)
+        logits_NV = places.through("output_logits", logits_NV, h)
+        if self.config.logits_dtype == "bfloat16":
             logits_NV = ops.rounded_to_bfloat16(logits_NV)
         return logits_NV, taps | ops.zeros_unless(probe, _observe_output, logits_NV)
 
@@ -80,6 +84,7 @@ class Block(nnx.Module):
     """Pre-LayerNorm residual block: attention, then a GELU MLP of hidden width 4·D."""
 
     def __init__(self, config: ModelConfig, linear, norm):
+        self.config = config
         self.attention_norm = norm(config.d_model)
         self.mlp_norm = norm(config.d_model)
         self.attention = Attention(config, linear, norm)
@@ -87,11 +92,19 @@ class Block(nnx.Module):
         self.mlp_out = linear(4 * config.d_model, config.d_model)
 
     def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
-        mixed_ND, taps = self.attention(self.attention_norm(x_ND), batch, probe, h)
-        x_ND = x_ND + mixed_ND
-        hidden = jax.nn.gelu(self.mlp_in(self.mlp_norm(x_ND)))
-        x_ND = x_ND + self.mlp_out(hidden)
+        places = interventions.places(self.config.intervention)
+        mixed_ND, taps = self.attend(x_ND, batch, probe, h)
+        x_ND = x_ND + places.through("branch", mixed_ND, h)
+        x_ND = x_ND + places.through("branch", self.feed_forward(x_ND), h)
         return x_ND, taps | {"block_rms": ops.zeros_unless(probe, rms, x_ND)}
+
+    def attend(self, x_ND, batch: int, probe, h: dict):
+        """What attention adds to the stream, and its taps."""
+        return self.attention(self.attention_norm(x_ND), batch, probe, h)
+
+    def feed_forward(self, x_ND):
+        """What the MLP adds to the stream."""
+        return self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x_ND))))
 
 
 class Attention(nnx.Module):
@@ -112,7 +125,8 @@ class Attention(nnx.Module):
             self.key_norm = norm(width)
 
     def __call__(self, x_ND: jax.Array, batch: int, probe, h: dict):
-        q_BHKT, k_BHKS, v_BHKS = self._heads(x_ND, batch, h["kappa"])
+        places = interventions.places(self.config.intervention)
+        q_BHKT, k_BHKS, v_BHKS = self._heads(x_ND, batch, places, h)
         scale = self.config.d_head ** -h["attention_power"]
         if fused(self.config):
             mixed_BHKT = fused_attention(q_BHKT, k_BHKS, v_BHKS, scale)
@@ -120,15 +134,22 @@ class Attention(nnx.Module):
             observed: tuple = (q_BHKT, k_BHKS)
         else:
             logits_BHST = attention_logits(q_BHKT, k_BHKS, scale)
-            weights_BHST = self._weights(logits_BHST)
+            entering_BHST = places.through("attention_logits", logits_BHST, h)
+            weights_BHST = self._weights(entering_BHST)
             mixed_BHKT = jnp.einsum("BHKS,BHST->BHKT", v_BHKS, weights_BHST.astype(v_BHKS.dtype))
             observed = (q_BHKT, k_BHKS, logits_BHST)
+            if places.has("attention_logits"):
+                observed += (entering_BHST,)
         out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
         softmax = self.config.attention == "softmax"
         observe = functools.partial(_observe_attention, scale, softmax)
-        return out_ND, ops.zeros_unless(probe, observe, *observed)
+        taps = ops.zeros_unless(probe, observe, *observed)
+        if places.has("after"):  # which sees the logits of every step
+            largest_H = _sizes(jax.lax.stop_gradient(logits_BHST)).max(axis=(0, 2, 3))
+            taps["max_attention_logit_of_head"] = largest_H
+        return out_ND, taps
 
-    def _heads(self, x_ND, batch: int, kappa):
+    def _heads(self, x_ND, batch: int, places, h: dict):
         """Queries, keys and values (B, H, K, T), q and k normalized and rotated."""
         # One product for q, k and v: three narrow ones cost more on every backend.
         kernels = [w.kernel[...] for w in (self.query, self.key, self.value)]
@@ -141,7 +162,8 @@ class Attention(nnx.Module):
         if self.config.qk_norm == "per_head":
             q, k = self.query_norm(q, axis=-2), self.key_norm(k, axis=-2)
         if self.config.qk_norm == "kappa":
-            q, k = kappa_map(q, kappa), kappa_map(k, kappa)
+            q, k = kappa_map(q, h["kappa"]), kappa_map(k, h["kappa"])
+        q, k = places.qk(q, k, h)
         return rope(q), rope(k), v
 
     def _weights(self, logits_BHST):
@@ -171,12 +193,16 @@ class LayerNorm(nnx.LayerNorm):
 # ------------------------------------------------------------------ taps
 
 
-def _observe_attention(scale, softmax: bool, q_BHKT, k_BHKS, logits_BHST=None) -> dict:
-    """Taps of one attention layer, from q and k as they enter the product."""
+def _observe_attention(
+    scale, softmax: bool, q_BHKT, k_BHKS, logits_BHST=None, entering_BHST=None
+) -> dict:
+    """Taps of one attention layer, from q and k as they enter the product.
+
+    `entering` are the logits after an intervention, as they enter the softmax.
+    """
     if logits_BHST is None:
         logits_BHST = attention_logits(q_BHKT, k_BHKS, scale)
-    sizes_BHST = jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0)
-    largest_H = sizes_BHST.max(axis=(0, 2, 3))
+    largest_H = _sizes(logits_BHST).max(axis=(0, 2, 3))
     q_norm_BHT, k_norm_BHS = (
         jnp.linalg.norm(z.astype(jnp.float32), axis=-2) for z in (q_BHKT, k_BHKS)
     )
@@ -193,9 +219,18 @@ def _observe_attention(scale, softmax: bool, q_BHKT, k_BHKS, logits_BHST=None) -
         "k_norm": k_norm_BHS.mean(),
         "qk_cosine": jnp.abs(cosine_BHS).mean(),
     }
+    if entering_BHST is not None:
+        taps["max_entering_logit"] = _sizes(entering_BHST).max()
     if softmax:
-        taps["attention_entropy"] = _entropy(logits_BHST)
+        taps["attention_entropy"] = _entropy(
+            logits_BHST if entering_BHST is None else entering_BHST
+        )
     return taps
+
+
+def _sizes(logits_BHST) -> jax.Array:
+    """|logit| of causal entries, 0 elsewhere."""
+    return jnp.where(causal(logits_BHST), jnp.abs(logits_BHST), 0.0)
 
 
 def _entropy(logits_BHST) -> jax.Array:
@@ -282,6 +317,8 @@ def apply(
     Taps of each block, (L,):
         max_attention_logit            largest |logit| over causal entries
         max_attention_logit_of_head    the same of each head, (L, H)
+        max_entering_logit             the same of what enters the softmax, where an intervention
+                                       changes logits in between
         attention_entropy              mean entropy of a query's weights, nats; softmax only
         q_norm, k_norm                 mean lengths of q and k as they enter the product
         qk_cosine                      mean |cosine| of the last query with every key
@@ -317,7 +354,22 @@ def stack(params: dict) -> dict:
 
 def stacked(tree: dict) -> bool:
     """Whether `tree`, of parameters or gradients, has its layers stacked."""
-    return "mlp_in" in tree.get("blocks", {})
+    # Else blocks are keyed by their number, or by its text.
+    return any(not str(name).isdigit() for name in tree.get("blocks", {}))
+
+
+def over_blocks(function, params: dict, *per_layer) -> dict:
+    """`params` with each block b replaced by function(b, *x[layer]), stacked or not.
+
+    For interventions. `per_layer` are arrays (L, …), for example the largest logit of each head.
+    """
+    blocks = params["blocks"]
+    if stacked(params):
+        return params | {"blocks": jax.vmap(function)(blocks, *per_layer)}
+    changed = {}
+    for i, name in enumerate(sorted(blocks, key=int)):
+        changed[name] = function(blocks[name], *(x[i] for x in per_layer))
+    return params | {"blocks": changed}
 
 
 def _stacked_leaves(trees: list):

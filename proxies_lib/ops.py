@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from proxies_lib import interventions
 from proxies_lib.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-6
@@ -164,8 +165,12 @@ def causal(logits_BHST: jax.Array) -> np.ndarray:
 def fused(config: ModelConfig) -> bool:
     """Whether attention is one kernel that never writes its logits.
 
-    It is for softmax in bfloat16 on a GPU, with heads of at most 128 channels.
+    It is for softmax in bfloat16 on a GPU, with heads of at most 128 channels; and never where an
+    intervention changes the logits, or asks for the largest one after every step.
     """
+    places = interventions.places(config.intervention)
+    if places.has("attention_logits") or places.has("after"):
+        return False
     if config.attention != "softmax" or config.compute_dtype != "bfloat16":
         return False
     if config.d_head % 8 or config.d_head > 128:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from proxies_lib.config import HISTOGRAM_RANGE, HyperParams
+from proxies_lib import interventions
+from proxies_lib.config import HISTOGRAM_RANGE, HyperParams, ModelConfig
 from proxies_lib.model import stacked, tensor_rms
 from proxies_lib.ops import zeros_unless
 
@@ -30,7 +31,7 @@ def inputs(h: HyperParams) -> dict[str, float]:
         "coupled": float(h.decay == "coupled"),
         "rms_scaled": float(h.lr_scaling == "rms"),
     }
-    return numbers | switches
+    return numbers | switches | interventions.numbers_of(h.intervention_numbers)
 
 
 # ------------------------------------------------------------------ a step
@@ -65,6 +66,20 @@ def adam(h: dict, step=0) -> optax.GradientTransformation:
 
     clip = optax.clip_by_global_norm(h["clip_norm"])
     return optax.chain(clip, optax.GradientTransformation(inner.init, update))
+
+
+def transformation(config: ModelConfig, h: dict, step=0) -> optax.GradientTransformation:
+    """Gradient → Δ: `adam`, or the optimizer of an intervention behind the same clipping.
+
+    A *complete* one makes the whole update, Δ = θ' − θ, without clipping.
+    """
+    places = interventions.places(config.intervention)
+    own = places.only("optimizer")
+    if own is None:
+        return adam(h, step)
+    if places.complete:
+        return own(h, step)
+    return optax.chain(optax.clip_by_global_norm(h["clip_norm"]), own(h, step))
 
 
 def descend(params, delta, step, h: dict):

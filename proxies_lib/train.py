@@ -21,9 +21,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
-from proxies_lib import model, ops, optim, settings
+from proxies_lib import interventions, model, ops, optim, settings
 from proxies_lib.config import DataOrder, ModelConfig, Run, TrainConfig
 from proxies_lib.data import Dataset
 from proxies_lib.layout import PLAIN, Layout, Shardings
@@ -46,12 +47,20 @@ def gradients(
     layout: Layout = PLAIN,
     place=anywhere,
 ):
-    """Gradient of cross-entropy + z-loss over sequences (B, T + 1), the cross-entropy, the taps."""
+    """Gradient of cross-entropy + z-loss over sequences (B, T + 1), the cross-entropy, the taps.
+
+    The loss also has what interventions add to it.
+    """
+    places = interventions.places(config.intervention)
 
     def loss(params, tokens_BT):
-        logits_NV, taps = model.apply(config, params, tokens_BT[:, :-1], probe, h, place)
-        ce, log2_z = cross_entropy(logits_NV, tokens_BT[:, 1:].reshape(-1))
-        return ce + h["z_loss"] * log2_z, (ce, taps)
+        used = places.through("reparametrize", params, h)
+        logits_NV, taps = model.apply(config, used, tokens_BT[:, :-1], probe, h, place)
+        labels_N = tokens_BT[:, 1:].reshape(-1)
+        ce, log2_z = cross_entropy(logits_NV, labels_N)
+        total = ce + h["z_loss"] * log2_z
+        added = places.added_loss(logits_NV, labels_N, used, h)
+        return total if added is None else total + added, (ce, taps)
 
     gradient = jax.grad(loss, has_aux=True)
     if layout.accumulate == 1:
@@ -91,7 +100,7 @@ def init(program: tuple, h: dict, seed, layout: Layout = PLAIN) -> dict:
     config, train = program
     params = model.init(config, jax.random.key(seed), h)
     params = model.stack(params) if layout.scan else params
-    opt = optim.adam(h).init(params)
+    opt = optim.transformation(config, h).init(params)
     state = {"params": params, "opt": opt, "step": jnp.zeros((), jnp.int32)}
     if train.histograms:
         observed = optim.observed_tensors(params, config.n_layers)
@@ -120,14 +129,25 @@ def step(
     if train.gradient_dtype != "float32":
         grads = optim.rounded(grads, train.gradient_dtype, h["loss_scale"])
     of_embedding = jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])
-    delta, opt = optim.adam(h, state["step"]).update(grads | {"embed": of_embedding}, state["opt"])
-    following = {"params": optim.descend(params, delta, state["step"], h), "opt": opt}
+    optimizer = optim.transformation(config, h, state["step"])
+    delta, opt = optimizer.update(grads | {"embed": of_embedding}, state["opt"], params)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    places = interventions.places(config.intervention)
+    if places.complete:
+        stepped = optax.apply_updates(params, delta)
+    else:
+        stepped = optim.descend(params, delta, state["step"], h)
+    if places.has("after"):
+        seen = {"gradient_norm": norm}
+        seen["max_attention_logit_of_head"] = taps["max_attention_logit_of_head"]
+        stepped = places.through("after", stepped, seen, h)
+    following = {"params": stepped, "opt": opt}
     # What is logged, of the parameters before the step.
     tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": params}
     metrics = {
         "loss": ce,
         "tensors": ops.zeros_unless(probe, _rms_of_tensors, tensors),
-        "gradient_norm": jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))),
+        "gradient_norm": norm,
         "taps": taps,
     }
     following["step"] = state["step"] + 1
@@ -181,6 +201,7 @@ def evaluate(
     config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array, place=anywhere
 ) -> jax.Array:
     """Mean cross-entropy in nats per token over E batches of sequences (B, T + 1)."""
+    params = interventions.places(config.intervention).through("reparametrize", params, h)
 
     def add(total, tokens_BT):
         logits_NV, _ = model.apply(config, params, tokens_BT[:, :-1], False, h, place)
@@ -218,7 +239,8 @@ def trace(config: ModelConfig, train: TrainConfig, layout: Layout = PLAIN, devic
     lanes = (layout.lanes,) if layout.lanes else ()
     points = (layout.points,) if layout.points > 1 else ()
     batch = (train.batch_size, config.seq_len + 1)
-    h = {name: jax.ShapeDtypeStruct(lanes, jnp.float32) for name in optim.inputs(Run().hparams)}
+    names = [*optim.inputs(Run().hparams), *interventions.defaults(config.intervention)]
+    h = {name: jax.ShapeDtypeStruct(lanes, jnp.float32) for name in names}
     seed = jax.ShapeDtypeStruct(lanes, jnp.int32)
     tokens = jax.ShapeDtypeStruct((*lanes, *points, train.log_every, *batch), jnp.int32)
     validation = jax.ShapeDtypeStruct((train.eval_batches, *batch), jnp.int32)

@@ -10,9 +10,9 @@ import dataclasses
 import os
 import pathlib
 
-from proxies_lib import paths, settings
+from proxies_lib import interventions, paths, settings
 from proxies_lib.config import Run
-from proxies_lib.runs import datasets, store, tables
+from proxies_lib.runs import datasets, store, tables, texts
 from proxies_lib.runs.engines import chosen_engine, cores, is_distributed
 from proxies_lib.runs.tables import Layer
 
@@ -97,6 +97,8 @@ def _kind(program: tuple) -> str:
     parts.append(f"vocabulary {model.vocab_size}")
     if model.compute_dtype != "float32":
         parts.append(model.compute_dtype)
+    if model.intervention:
+        parts.append(interventions.titles(model.intervention))
     return ", ".join(parts)
 
 
@@ -126,6 +128,7 @@ def plan(
     """
     folder = pathlib.Path(folder or paths.folder("store"))
     distinct = list(dict.fromkeys(runs))
+    texts.check(distinct, folder)
     # A corpus is opened once, however many runs read it, and always in the same order.
     fingerprints = {}
     for name, vocab_size in sorted({(run.data, run.model.vocab_size) for run in distinct}):
@@ -166,6 +169,7 @@ def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False)
     # Of several processes each one must take part, whatever it has itself.
     if not plan.missing and not is_distributed():
         return
+    texts.remember([found.run for found in plan.missing], plan.folder)
     if engine == "auto":
         engine = "processes" if settings.platform_of_jax() == "cpu" else "lanes"
     # Only what is chosen is imported: JAX and Ray take seconds.
