@@ -82,6 +82,13 @@ def transformation(config: ModelConfig, h: dict, step=0) -> optax.GradientTransf
     return optax.chain(optax.clip_by_global_norm(h["clip_norm"]), own(h, step))
 
 
+def advance(config: ModelConfig, params, delta, step, h: dict):
+    """The parameters after a step: `descend`, or θ + Δ where an intervention's Δ is complete."""
+    if interventions.places(config.intervention).complete:
+        return optax.apply_updates(params, delta)
+    return descend(params, delta, step, h)
+
+
 def descend(params, delta, step, h: dict):
     """θ − s_t(η·Δ + λθ), or θ − s_t·η(Δ + λθ) when coupled (P1, section 3.3).
 

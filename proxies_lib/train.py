@@ -21,7 +21,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from proxies_lib import interventions, model, ops, optim, settings
@@ -131,25 +130,21 @@ def step(
     of_embedding = jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])
     optimizer = optim.transformation(config, h, state["step"])
     delta, opt = optimizer.update(grads | {"embed": of_embedding}, state["opt"], params)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-    places = interventions.places(config.intervention)
-    if places.complete:
-        stepped = optax.apply_updates(params, delta)
-    else:
-        stepped = optim.descend(params, delta, state["step"], h)
-    if places.has("after"):
-        seen = {"gradient_norm": norm}
-        seen["max_attention_logit_of_head"] = taps["max_attention_logit_of_head"]
-        stepped = places.through("after", stepped, seen, h)
+    stepped = optim.advance(config, params, delta, state["step"], h)
     following = {"params": stepped, "opt": opt}
     # What is logged, of the parameters before the step.
     tensors = {"grad_rms": grads, "update_rms": delta, "param_rms": params}
     metrics = {
         "loss": ce,
         "tensors": ops.zeros_unless(probe, _rms_of_tensors, tensors),
-        "gradient_norm": norm,
+        "gradient_norm": jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))),
         "taps": taps,
     }
+    places = interventions.places(config.intervention)
+    if places.has("after"):
+        seen = {"gradient_norm": metrics["gradient_norm"]}
+        seen["max_attention_logit_of_head"] = taps["max_attention_logit_of_head"]
+        following["params"] = places.through("after", stepped, seen, h)
     following["step"] = state["step"] + 1
     if train.histograms:
         pick = functools.partial(optim.observed_tensors, n_layers=config.n_layers)
