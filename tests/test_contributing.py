@@ -109,8 +109,8 @@ def before(tmp_path_factory):
     return in_project(folder, "-c", DEFAULT)
 
 
-def test_add_an_intervention(project, before):
-    follow("Add an intervention", project)
+def test_add_a_hyperparameter(project, before):
+    follow("Add a hyperparameter", project)
     script = (
         f"{DEFAULT}\n"
         "for run in config.grid(base, {'embedding_lr': (0.0, 1.0)}):\n"
@@ -121,17 +121,30 @@ def test_add_an_intervention(project, before):
     assert same == f"True {default.split()[1]}" and frozen.startswith("True") and frozen != same
 
 
-def test_another_optimizer(project, before):
-    follow("Another optimizer", project)
-    script = (
-        f"{DEFAULT}\n"
-        "result = trained(config.replace(base, optimizer='lion', lr=1e-2))[0]\n"
-        "print(result['final_loss'] < result['init_loss'] - 0.1)\n"
-        "try:\n"
-        "    config.replace(base, optimizer='lion', histograms=8)\n"
-        "except config.UserError as error:\n"
-        "    print(error)\n"
+def test_bring_an_intervention_and_an_optimizer(tmp_path):
+    """The page's examples in a file of one's own, elsewhere, at smoke scale."""
+    page = (ROOT / "docs/interventions.md").read_text("utf-8")
+    example, optimizer = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    example = example.replace('study("laptop"', 'study("smoke"')
+    script = f"""{example}
+{optimizer}
+verify(lion)
+table, _ = report.collect({{"lion": grid(lion(none), axes)}}, this)
+print(len(table), "runs of lion")
+"""
+    (tmp_path / "mine.py").write_text(script)
+    own = {
+        f"PROXIES_{kind.upper()}": str(tmp_path / kind)
+        for kind in ("cache", "store", "figures", "papermill_runs")
+    }
+    done = subprocess.run(
+        [sys.executable, "mine.py"],
+        cwd=tmp_path,
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
     )
-    default, learned, refused = in_project(project, "-c", script).splitlines()
-    assert default == before.strip() and learned == "True"
-    assert refused == "histograms=8: must be 0 with another optimizer than adam"
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "changes the loss from step 0 on" in done.stdout
+    assert "12 runs of lion" in done.stdout
+    assert (tmp_path / "figures/smoke-softcap/softcap.png").stat().st_size > 1000
