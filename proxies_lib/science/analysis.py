@@ -122,24 +122,38 @@ def sensitivities(
     return {title: lr_sensitivity(runs, by, window) for title, window in windows.items()}
 
 
+def failure_level(curve: pd.DataFrame) -> float:
+    """The loss from which on a run of one curve and seed fails: ℓ* + FAILURE·(ℓ0 − ℓ*), nats."""
+    best = curve["loss"].min()
+    return best + FAILURE * (curve["init_loss"].iloc[0] - best)
+
+
+def first_failure(curve: pd.DataFrame) -> int | None:
+    """The row of the first LR above the best one that fails, in one curve and seed by rising LR.
+
+    None where no LR fails; 0 where nothing is learned at any LR, so that every one fails.
+    """
+    loss = curve["loss"].to_numpy()
+    best = int(loss.argmin())
+    failing = np.flatnonzero(loss[best:] >= failure_level(curve))
+    return best + int(failing[0]) if len(failing) else None
+
+
 def diverging_lr(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Per curve and seed, the peak LR above the optimum at which training fails: `diverging_lr`.
 
     Failing is ℓ ≥ ℓ* + FAILURE·(ℓ0 − ℓ*), interpolated in log LR; nan where no LR of the grid
-    fails.
+    fails, or where every one does.
     """
     rows = []
     for labels, curve in _groups(with_loss(runs), [*by, "seed"]):
         curve = curve.sort_values("lr")
         loss, log_lr = curve["loss"].to_numpy(), np.log10(curve["lr"].to_numpy())
-        level = loss.min() + FAILURE * (curve["init_loss"].to_numpy()[0] - loss.min())
-        best = int(loss.argmin())
-        failing = np.flatnonzero(loss[best:] >= level)
         found = np.nan
-        if len(failing):
+        j = first_failure(curve)
+        if j:
             # Between the last LR below the level and the first at or above it.
-            j = best + failing[0]
-            share = (level - loss[j - 1]) / (loss[j] - loss[j - 1])
+            share = (failure_level(curve) - loss[j - 1]) / (loss[j] - loss[j - 1])
             found = 10 ** (log_lr[j - 1] + share * (log_lr[j] - log_lr[j - 1]))
         rows.append(labels | {"diverging_lr": found})
     return pd.DataFrame(rows)
