@@ -136,7 +136,7 @@ report.save(figure, "fig02_logit_growth", {"trajectories": drawn}, points, this)
 # entropy falls, as each query comes to attend to a single key.
 #
 # **On the laptop** the norms rise by more than an order of magnitude, the cosine by less than a
-# factor of two.
+# factor of two. Without qk-layernorm the entropy is gone within 50 steps: each query sees one key.
 
 # %%
 quantities = {

@@ -104,8 +104,8 @@ report.summary(table, this)
 # left move to lower learning rates as the model grows; the best loss and S are no better with
 # µParam.
 #
-# **On the laptop** the lowest points do so. S is no lower with µParam, nor is the best loss much,
-# though the seeds spread too widely to exclude a small gain.
+# **On the laptop** the lowest points do so, and S is no lower with µParam. Whether the best loss is
+# a little lower, the seeds cannot tell.
 
 # %%
 pair = analysis.where(table, method=["standard", "µParam (simple)"])

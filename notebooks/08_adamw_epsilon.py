@@ -216,7 +216,8 @@ report.save(figure, "fig13_update_rms", {"trajectories": drawn}, ladder, this)
 #
 # Gradients fall with N and with the learning rate, as the paper says, but stay orders of magnitude
 # above ε = 1e-8: what ε does can only be forced here. Raised to the size of the gradients, it
-# shrinks updates as predicted, gradients do not collapse further, and the loss gets slightly worse.
+# shrinks updates as predicted, gradients do not collapse further, and whether the loss gets worse
+# is within the spread of the seeds.
 # The residual stream grows with the learning rate and with depth; here it also grows with N.
 
 # %% [markdown]

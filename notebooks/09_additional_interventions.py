@@ -147,7 +147,8 @@ report.save(figure, "figE11_pointwise_attention", {"loss": loss, "logits": logit
 # ## What we see at laptop scale
 #
 # Half and twice the steps, and twice the batch, leave curves of much the same shape, though not
-# within the margin we fixed; four times the batch, with a quarter of the steps, does not. Per-head
+# within the margin we fixed; four times the batch, with a quarter of the steps, differs most.
+# None of the four is decided with three seeds. Per-head
 # and whole-width qk-layernorm cannot be told apart. Attention logits grow by orders of magnitude
 # without softmax too.
 

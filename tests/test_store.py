@@ -31,7 +31,7 @@ def meta(run, fingerprint="f1", loss=1.5):
     }
 
 
-CURVES = {"step": np.arange(3, dtype=np.int32), "grad_rms/a": np.array([1, 2, np.nan], np.float32)}
+CURVES = {"step": np.arange(3, dtype=np.int32), "update_norm/a": np.array([1, 2, np.nan], np.float32)}
 
 
 def find(runs, folder, layer=None, fingerprint="f1"):
@@ -140,7 +140,7 @@ def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, 
 def fill(folder, runs, **options):
     for run in runs:
         i = run.order.seed
-        curves = CURVES | ({"grad_rms/b": np.array([-0.0, np.inf, i], np.float32)} if i % 2 else {})
+        curves = CURVES | ({"update_norm/b": np.array([-0.0, np.inf, i], np.float32)} if i % 2 else {})
         store.write(folder, meta(run, loss=float("nan") if i == 1 else float(i), **options), curves)
     return {
         meta(run, **options)["key"]: store.read(folder, meta(run, **options)["key"]) for run in runs
@@ -203,8 +203,8 @@ def test_a_table_of_some_curves_holds_only_these(tmp_path, smoke):
         whole = tables.table(find(runs, tmp_path), tmp_path)[1]
         for columns, names in (
             ((), []),
-            (("grad_rms/b",), ["grad_rms/b"]),
-            (["grad_rms"], ["grad_rms/a", "grad_rms/b"]),
+            (("update_norm/b",), ["update_norm/b"]),
+            (["grad_rms"], ["update_norm/a", "update_norm/b"]),
         ):
             some = tables.table(find(runs, tmp_path), tmp_path, columns=columns)[1]
             assert set(some) == {"step", "key", *names}
@@ -381,7 +381,7 @@ def sweep_plan(run, folder):
         {"points": np.zeros((3, 2))},
         {"points": np.zeros(3, np.float32)},
         {"points": np.full((3, 2), np.nan, np.float32)},
-        {"columns": np.array(["grad_rms/a", "grad_rms/b"])},
+        {"columns": np.array(["update_norm/a", "update_norm/b"])},
         {"columns": np.array(["step", "step"])},
         {"columns": np.array(["step", "key"])},
         {"columns": np.array([1, 2])},
@@ -689,10 +689,10 @@ def test_a_table_without_curves_is_read_and_a_damaged_one_is_one_line(
 def test_exported_curves_hold_no_columns_of_other_runs(tmp_path, smoke):
     one, other = seeds(smoke, 2)
     store.write(tmp_path, meta(one), CURVES)
-    store.write(tmp_path, meta(other), CURVES | {"grad_rms/other": CURVES["grad_rms/a"]})
+    store.write(tmp_path, meta(other), CURVES | {"grad_rms/other": CURVES["update_norm/a"]})
     merged([], tmp_path)
     exported(tmp_path, [one], tmp_path / "out")
-    assert set(tables.exported(tmp_path / "out")[1]) == {"key", "step", "grad_rms/a"}
+    assert set(tables.exported(tmp_path / "out")[1]) == {"key", "step", "update_norm/a"}
     exported(tmp_path, [other], tmp_path / "both")
     exported(tmp_path, [one], tmp_path / "both")
     runs, curves = tables.exported(tmp_path / "both")
