@@ -689,14 +689,14 @@ def test_a_table_without_curves_is_read_and_a_damaged_one_is_one_line(
 def test_exported_curves_hold_no_columns_of_other_runs(tmp_path, smoke):
     one, other = seeds(smoke, 2)
     store.write(tmp_path, meta(one), CURVES)
-    store.write(tmp_path, meta(other), CURVES | {"grad_rms/other": CURVES["update_norm/a"]})
+    store.write(tmp_path, meta(other), CURVES | {"update_norm/other": CURVES["update_norm/a"]})
     merged([], tmp_path)
     exported(tmp_path, [one], tmp_path / "out")
     assert set(tables.exported(tmp_path / "out")[1]) == {"key", "step", "update_norm/a"}
     exported(tmp_path, [other], tmp_path / "both")
     exported(tmp_path, [one], tmp_path / "both")
     runs, curves = tables.exported(tmp_path / "both")
-    assert len(runs) == 2 and curves["grad_rms/other"].notna().sum() == 2
+    assert len(runs) == 2 and curves["update_norm/other"].notna().sum() == 2
 
 
 @pytest.mark.parametrize("label", ("smoke", "laptop"))
