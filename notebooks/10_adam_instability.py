@@ -309,8 +309,9 @@ report.save(figure, "figP2_formats", {"formats": drawn}, narrow, this)
 # gradients measurably more alike, and r keeps one mode (4). The burst makes a spike (5) with the
 # default ε as with the raised one; the loss comes back, but stays a little higher (6). So ε does
 # not help against it; a lower LR, half the batch and going back do. Only after a burst of noise are
-# frozen layers worse, by 0.2 nats. Lower β's and a decayed ε end lower all the same. One batch for a corpus does not make r bimodal. The narrowest format drops most early
-# gradients, unless the loss is scaled.
+# frozen layers worse, by 0.2 nats. Lower β's and a decayed ε end lower all the same. One batch for
+# a corpus does not make r bimodal. The narrowest format drops most early gradients, unless the loss
+# is scaled.
 
 # %% [markdown]
 # ## Verdicts

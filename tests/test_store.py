@@ -31,7 +31,10 @@ def meta(run, fingerprint="f1", loss=1.5):
     }
 
 
-CURVES = {"step": np.arange(3, dtype=np.int32), "update_norm/a": np.array([1, 2, np.nan], np.float32)}
+CURVES = {
+    "step": np.arange(3, dtype=np.int32),
+    "update_norm/a": np.array([1, 2, np.nan], np.float32),
+}
 
 
 def find(runs, folder, layer=None, fingerprint="f1"):
@@ -140,7 +143,9 @@ def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, 
 def fill(folder, runs, **options):
     for run in runs:
         i = run.order.seed
-        curves = CURVES | ({"update_norm/b": np.array([-0.0, np.inf, i], np.float32)} if i % 2 else {})
+        curves = CURVES | (
+            {"update_norm/b": np.array([-0.0, np.inf, i], np.float32)} if i % 2 else {}
+        )
         store.write(folder, meta(run, loss=float("nan") if i == 1 else float(i), **options), curves)
     return {
         meta(run, **options)["key"]: store.read(folder, meta(run, **options)["key"]) for run in runs
