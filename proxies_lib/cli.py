@@ -84,7 +84,7 @@ def _parser_and_commands():
 
 
 def _add_sections(command):
-    """plan, run, figures: what a section asks for, trained or only shown."""
+    """plan, run, figures, export: what a section asks for, trained, shown or carried on."""
     plan = command("plan", _plan, "print what sections would train, and why, without training")
     run = command("run", _run, "train what is missing, then execute the notebooks")
     figures = command(
@@ -92,9 +92,14 @@ def _add_sections(command):
         _figures,
         "execute the notebooks on stored or committed runs only: redraw, train nothing",
     )
-    for added in (plan, run, figures):
+    export = command(
+        "export",
+        _export_stored,
+        "write the runs that are stored so far into the tables of the label, for --continue",
+    )
+    for added in (plan, run, figures, export):
         _add_protocol(added)
-    for added in (run, figures):
+    for added in (run, figures, export):
         added.add_argument(
             "--publish",
             action="store_true",
@@ -122,7 +127,8 @@ def _add_sections(command):
     )
     # What a command does not offer, it has at its default.
     plan.set_defaults(publish=False)
-    figures.set_defaults(workers=None, engine=None, shard="1/1", continued=False)
+    for added in (figures, export):
+        added.set_defaults(workers=None, engine=None, shard="1/1", continued=False)
 
 
 def _add_protocol(added):
@@ -493,6 +499,25 @@ def _export(asked: _Asked):
     done = _locate(asked.runs + asked.held_out)
     table, curves = tables.table(list(done.found), done.folder, done.layer)
     tables.export(table, curves, outputs.target("papermill_runs", asked.study.label))
+
+
+def _export_stored(options):
+    """Write what is stored of a section, although some of it is still to be trained."""
+    from proxies_lib.runs import provenance, tables
+    from proxies_lib.science import outputs
+
+    asked = _gather(options)
+    plan = _locate(asked.runs + asked.held_out)
+    stored = [found for found in plan.found if found.layer]
+    if not stored:
+        raise UserError(f"store={plan.folder}: has none of these runs; train some first")
+    table, curves = tables.table(stored, plan.folder)
+    if options.publish:
+        outputs.require_committed(provenance.commit(), table)
+    outputs.claim(asked.study, provenance.commit())
+    target = outputs.target("papermill_runs", asked.study.label)
+    tables.export(table, curves, target)
+    print(f"exported {len(stored)} of {len(plan.found)} runs to {target}")
 
 
 def _join(distributed: str | None):

@@ -71,6 +71,19 @@ def locate(runs, folder, layer, known=None, say=print):
     return tables.locate(runs, fingerprints, folder, layer, say, exact=True)
 
 
+def test_a_section_that_was_stopped_half_way_is_exported_as_far_as_it_came(world, capsys):
+    assert cli.main(["export", "01", "--scale", "smoke"]) == 2
+    assert "has none of these runs" in capsys.readouterr().err
+    runs, _ = notebooks.runs_of(notebooks.sections()["01"], PARAMETERS)
+    short = [run for run in runs if run.model.d_model == 8][:3]
+    sweep.run(sweep.plan(short, world / "store"), workers=1, quiet=True)
+    assert cli.main(["export", "01", "--scale", "smoke"]) == 0
+    assert f"exported 3 of {len(runs)} runs" in capsys.readouterr().out
+    shutil.rmtree(world / "store")
+    assert cli.main(["plan", "01", "--scale", "smoke", "--continue"]) == 0
+    assert f"3 stored, {len(runs) - 3} to train" in capsys.readouterr().out
+
+
 def test_a_section_goes_on_from_the_committed_table_on_a_machine_without_its_store(world, capsys):
     """Held-out runs count as known, too, where section 07 writes its prediction."""
 
