@@ -156,6 +156,7 @@ def test_a_run_carries_text_and_numbers_and_gives_them_back():
     both = qk_clip(run, tau=10)
     assert interventions.titles(both.model.intervention) == "softcap@1 + qk_clip@1"
     assert interventions.numbers_of(both.hparams.intervention_numbers) == {"cap": 30, "tau": 10}
+    assert config.recipe(softcap(BASE, cap=30)) != config.recipe(softcap(BASE, cap=31))
     assert config.recipe(qk_clip(softcap(BASE))) != config.recipe(softcap(qk_clip(BASE)))
 
 

@@ -215,7 +215,8 @@ def test_bigram_model_has_no_blocks_and_sees_one_token():
     assert sum(p.size for p in jax.tree.leaves(params)) == 2 * c.vocab_size * c.d_model + c.d_model
     logits, taps = model.apply(c, params, np.array([[3, 7, 3]]))
     np.testing.assert_array_equal(logits[0], logits[2])
-    assert set(taps) == {"mean_output_logit", "max_output_logit"}
+    of_output = {"mean_output_logit", "max_output_logit", "mean_log_z", "mean_log_z_squared"}
+    assert set(taps) == of_output
 
 
 def test_kappa_bounds_the_logits_by_kappa_root_d_head():

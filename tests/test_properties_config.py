@@ -13,7 +13,7 @@ from proxies_lib.science import notebooks, protocol
 from proxies_lib.science.protocol import Study
 
 # Characters of a name, a value, and what is allowed: at most the names of all fields.
-LONGEST_LINE = 2 * config.SHOWN + 500
+LONGEST_LINE = 2 * config.SHOWN + 600
 
 
 def cases(n: int):

@@ -113,7 +113,8 @@ def test_a_call_is_as_long_as_small_runs_need_and_ends_with_the_run():
             assert 1 <= points <= MAX_POINTS
             assert run.hparams.steps % (points * run.train.log_every) == 0
             assert points == 1 or points * flops <= FLOPS_OF_CALL
-            assert points > 1 if scale in ("smoke", "laptop") else points == 1
+            if scale not in ("night", "long"):  # in between
+                assert points > 1 if scale in ("smoke", "laptop") else points == 1
     base = protocol.scales()["laptop"].base
     longer = [replace(base, steps=k * base.hparams.steps) for k in (1, 2, 8)]
     assert len({layout_alone(run) for run in longer}) == 1, "one program"
