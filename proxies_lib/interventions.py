@@ -33,6 +33,7 @@ Places, in the order of a step. Axes are those of `model`; `params` are a nested
 """
 
 import ast
+import builtins
 import copy
 import dataclasses
 import functools
@@ -245,8 +246,7 @@ def _check_free_names(text: str, own: set[str]):
         if isinstance(node, (ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal)):
             allowed = f"only {', '.join(MENU)} travel with an intervention"
             refuse("intervention", ast.unparse(node), allowed)
-    builtin = dir(__builtins__) if not isinstance(__builtins__, dict) else list(__builtins__)
-    allowed_names = own | set(MENU) | set(builtin) | {"intervention"}
+    allowed_names = own | set(MENU) | set(dir(builtins)) | {"intervention"}
     tables = [symtable.symtable(text, "intervention", "exec")]
     while tables:
         table = tables.pop()

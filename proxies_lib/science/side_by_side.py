@@ -14,7 +14,12 @@ from proxies_lib.runs import tables
 from proxies_lib.science import analysis, columns, notebooks, protocol
 from proxies_lib.science.analysis import where
 from proxies_lib.science.checks.attention_logits import OFF, ON
-from proxies_lib.science.checks.measures import BY, log_slopes, same_as_base, same_numbers_as_base
+from proxies_lib.science.checks.measures import (
+    BY,
+    same_as_base,
+    same_numbers_as_base,
+    slopes_of_diverging_lr,
+)
 from proxies_lib.science.checks.output_logits import NEITHER, Z_LOSS
 from proxies_lib.science.protocol import PAPER_RUN, PAPER_WINDOW
 
@@ -136,7 +141,7 @@ def of_scale(scale: str) -> dict[str, str]:
         "S z": lambda: _mean(s_of_output(Z_LOSS)),
         "diverging small": lambda: _diverging(diverging(n_params=sizes[0]), study.lrs[-1]),
         "diverging large": lambda: _diverging(diverging(n_params=sizes[-1]), study.lrs[-1]),
-        "slope": lambda: _mean(_slopes_by_width(diverging())),
+        "slope": lambda: _mean(slopes_of_diverging_lr(diverging(), "d_model").dropna()),
         "drift steps": lambda: f"{longest:,}",
         "log² Z neither": lambda: _mean(log2_z(NEITHER)),
         "log² Z z": lambda: _mean(log2_z(Z_LOSS)),
@@ -215,13 +220,6 @@ def _at_end(runs: pd.DataFrame, curves: pd.DataFrame, name: str) -> pd.Series:
     if last.isna().any():
         raise _Lacking
     return last
-
-
-def _slopes_by_width(failing: pd.DataFrame) -> pd.Series:
-    """By seed with two sizes or more that fail, decades of the diverging LR per decade of width."""
-    found = failing.dropna()
-    sizes = found.groupby("seed")["d_model"].transform("nunique")
-    return log_slopes(found[sizes > 1], "diverging_lr", "d_model")
 
 
 def _diverging(failing: pd.DataFrame, highest: float) -> str:

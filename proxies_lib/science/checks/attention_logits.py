@@ -5,7 +5,14 @@ import pandas as pd
 
 from proxies_lib.science import analysis
 from proxies_lib.science.analysis import where
-from proxies_lib.science.checks.measures import BY, LOGIT, QUESTION, log_slopes, per_seed, series
+from proxies_lib.science.checks.measures import (
+    BY,
+    LOGIT,
+    QUESTION,
+    per_seed,
+    series,
+    slopes_of_diverging_lr,
+)
 from proxies_lib.science.checks.thresholds import CATASTROPHE, PAPER_TOP_LR, SAME_SHAPE
 from proxies_lib.science.claims import check
 from proxies_lib.science.protocol import Study
@@ -42,7 +49,7 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
             "1",
             "Without qk-layernorm the LR that diverges falls as N grows.",
             "slope of log10 diverging LR per decade of N, over the sizes that fail",
-            _slope_of_diverging_lr(failing, "n_params"),
+            slopes_of_diverging_lr(failing, "n_params"),
             below=0.0,
         ),
         check(
@@ -50,7 +57,7 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
             "1",
             "Without qk-layernorm the LR that diverges falls as 1/width, plain for Adam.",
             "|1 + slope of log10 diverging LR per decade of width|, over the sizes that fail",
-            (1 + _slope_of_diverging_lr(failing, "d_model")).abs(),
+            (1 + slopes_of_diverging_lr(failing, "d_model")).abs(),
             below=0.5,
             note=QUESTION,
         ),
@@ -87,18 +94,6 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
             below=SAME_SHAPE,
         ),
     ]
-
-
-def _slope_of_diverging_lr(failing: pd.DataFrame, x: str) -> pd.Series:
-    """By seed, decades of the diverging LR per decade of `x`; nan where fewer than two sizes fail.
-
-    A size that fails at no LR of the grid has a diverging LR above it: it is left out, which makes
-    the slope less steep, never steeper.
-    """
-    found = failing.dropna()
-    sizes = found.groupby("seed")[x].transform("nunique")
-    slopes = log_slopes(found[sizes > 1], "diverging_lr", x)
-    return slopes.reindex(failing["seed"].unique())
 
 
 def _stable_at(excess: pd.DataFrame, lr: float, n_params: int) -> dict:

@@ -54,6 +54,18 @@ def log_slopes(frame: pd.DataFrame, value: str, x: str = "n_params") -> pd.Serie
     return analysis.slopes(frame.assign(decades=np.log10(frame[value])), "decades", x)
 
 
+def slopes_of_diverging_lr(failing: pd.DataFrame, x: str) -> pd.Series:
+    """By seed, decades of the diverging LR per decade of `x`; nan where fewer than two sizes fail.
+
+    `failing` is `analysis.diverging_lr`. A size that fails at no LR of the grid has a diverging LR
+    above it: it is left out.
+    """
+    found = failing.dropna()
+    sizes = found.groupby("seed")[x].transform("nunique")
+    slopes = log_slopes(found[sizes > 1], "diverging_lr", x)
+    return slopes.reindex(failing["seed"].unique())
+
+
 def decays_nothing(decay: float, study: Study) -> str:
     """Why an independent `decay` cannot be tested in trainings of this length, or ""."""
     acts = decay * study.base.hparams.steps
