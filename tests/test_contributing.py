@@ -144,7 +144,7 @@ for it in (muon, max_z_loss):  # the others take a minute more
     done = subprocess.run(
         [sys.executable, "mine.py"],
         cwd=tmp_path,
-        env=os.environ | own,
+        env=os.environ | own | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

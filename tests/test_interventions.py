@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from proxies_lib import config, interventions, model, ops, optim, train
+from proxies_lib import config, interventions, model, ops, optim, paths, train
 from proxies_lib.config import UserError, replace
 from proxies_lib.interventions import intervention
 from proxies_lib.layout import PLAIN, Layout
@@ -232,7 +233,14 @@ def test_a_class_of_a_notebook_cell_is_found(tmp_path):
     shell.run_cell({cell!r}, store_history=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    printed = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(paths.root())},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
     assert softcap.text in printed.stdout
 
 
