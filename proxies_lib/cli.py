@@ -485,10 +485,15 @@ def _require_that_committed_code_trained(asked: _Asked):
     from proxies_lib.runs import provenance, tables
     from proxies_lib.science import outputs
 
-    plan = _locate(asked.runs + asked.held_out)
-    trained = [found for found in plan.found if found.layer]
+    plan, trained = _trained(asked)
     table, _ = tables.table(trained, plan.folder, plan.layer, columns=())
     outputs.require_committed(provenance.commit(), table)
+
+
+def _trained(asked: _Asked):
+    """The plan of all runs that sections ask for, and those of them that are there."""
+    plan = _locate(asked.runs + asked.held_out)
+    return plan, [found for found in plan.found if found.layer]
 
 
 def _export(asked: _Asked):
@@ -507,11 +512,10 @@ def _export_stored(options):
     from proxies_lib.science import outputs
 
     asked = _gather(options)
-    plan = _locate(asked.runs + asked.held_out)
-    stored = [found for found in plan.found if found.layer]
+    plan, stored = _trained(asked)
     if not stored:
         raise UserError(f"store={plan.folder}: has none of these runs; train some first")
-    table, curves = tables.table(stored, plan.folder)
+    table, curves = tables.table(stored, plan.folder, plan.layer)
     if options.publish:
         outputs.require_committed(provenance.commit(), table)
     outputs.claim(asked.study, provenance.commit())

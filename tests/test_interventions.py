@@ -161,6 +161,10 @@ def test_a_run_carries_text_and_numbers_and_gives_them_back():
     assert config.recipe(qk_clip(softcap(BASE))) != config.recipe(softcap(qk_clip(BASE)))
 
 
+def test_no_number_may_take_the_name_of_an_input_of_the_program():
+    assert set(optim.inputs(BASE.hparams)) - set(config.FIELDS) == set(interventions.SWITCHES)
+
+
 def test_runs_without_an_intervention_have_the_keys_they_had():
     assert {"intervention", "intervention_numbers"} <= set(config.YOUNGER)
 
@@ -394,5 +398,8 @@ def test_another_text_under_the_same_name_and_version_is_refused(tmp_path):
     other = replace(softcap(BASE), intervention=softcap.text.replace("tanh", "sin"))
     with pytest.raises(UserError, match=r"softcap@1.*another text.*raise its version"):
         sweep.plan([other], tmp_path)
+    (tmp_path / "interventions/softcap@1.py").write_bytes(b"\xff")  # damaged: written anew
+    sweep.run(sweep.plan([softcap(BASE, cap=2.0)], tmp_path), workers=1, quiet=True)
+    assert (tmp_path / "interventions/softcap@1.py").read_text("utf-8").strip() == softcap.text
     newer = replace(other, intervention=other.model.intervention.replace("version=1", "version=2"))
     assert len(sweep.plan([newer], tmp_path).missing) == 1

@@ -24,10 +24,8 @@ def check(runs: list[Run], folder: pathlib.Path):
 def remember(runs: list[Run], folder: pathlib.Path):
     """Write the texts of `runs` into the store `folder`. Raises as `check`."""
     for title, text in _agreeing(runs, folder).items():
-        path = _path(folder, title)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, f"{text}\n".encode())
+        if _stored(folder, title) != text:
+            write_atomically(_path(folder, title), f"{text}\n".encode())
 
 
 def _path(folder: pathlib.Path, title: str) -> pathlib.Path:
