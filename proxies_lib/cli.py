@@ -3,6 +3,7 @@ measure speed."""
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import io
 import json
@@ -373,6 +374,7 @@ class _Asked:
     parameters: dict  # of each notebook
     runs: list[Run]
     held_out: list[Run]  # what a notebook trains itself, after its prediction
+    bisected: list[dict[str, list[Run]]]  # curves of a notebook that it bisects itself
     shard: tuple[int, int]
 
 
@@ -397,12 +399,13 @@ def _gather(options) -> _Asked:
     if options.continued:
         os.environ[outputs.CONTINUE] = study.label
     parameters = {"scale": options.scale, "train": True, "publish": True, "overrides": overrides}
-    runs, held_out = [], []
+    runs, held_out, bisected = [], [], []
     for path in chosen:
         now, later = notebooks.runs_of(path, parameters)
         runs += now
         held_out += later
-    return _Asked(study, chosen, parameters, runs, held_out, shard)
+        bisected.append(notebooks.grids_of(path, parameters).bisected)
+    return _Asked(study, chosen, parameters, runs, held_out, bisected, shard)
 
 
 def _choose_engine(options):
@@ -492,8 +495,24 @@ def _require_that_committed_code_trained(asked: _Asked):
 
 def _trained(asked: _Asked):
     """The plan of all runs that sections ask for, and those of them that are there."""
-    plan = _locate(asked.runs + asked.held_out)
+    plan = _locate(asked.runs + asked.held_out + _bisected(asked))
     return plan, [found for found in plan.found if found.layer]
+
+
+def _bisected(asked: _Asked) -> list[Run]:
+    """The runs that bisections of the notebooks have trained so far."""
+    from proxies_lib.science import bisection, notebooks
+
+    reading = dataclasses.replace(asked.study, train=False, publish=False)
+    found = []
+    for arms in filter(None, asked.bisected):
+        with contextlib.redirect_stdout(io.StringIO()):  # the plan is printed already
+            try:
+                bisected = bisection.rounds(arms, reading, partial=True)
+            except UserError:  # nothing is trained yet
+                continue
+        found += notebooks.all_runs(bisected.runs)
+    return found
 
 
 def _export(asked: _Asked):
@@ -501,7 +520,7 @@ def _export(asked: _Asked):
     from proxies_lib.runs import tables
     from proxies_lib.science import outputs
 
-    done = _locate(asked.runs + asked.held_out)
+    done = _locate(asked.runs + asked.held_out + _bisected(asked))
     table, curves = tables.table(list(done.found), done.folder, done.layer)
     tables.export(table, curves, outputs.target("papermill_runs", asked.study.label))
 

@@ -72,14 +72,20 @@ def test_executed_notebooks_hold_the_source_that_is_committed(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_notebooks_stay_thin(path):
-    """Caps count characters and statements, not lines: unfolding a packed line costs nothing."""
+    """Caps count characters and statements, not lines: unfolding a packed line costs nothing.
+
+    An intervention is what a notebook may define, in a cell of its own: the notebook's data.
+    """
     code = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "code"]
-    assert sum(map(len, code)) <= 6_800
-    for source in code:
+    assert all(len(source) <= 1_000 for source in code)
+    own = [source for source in code if not source.startswith("@intervention(")]
+    assert sum(map(len, own)) <= 6_800
+    for source in own:
         nodes = list(ast.walk(ast.parse(source)))
-        assert len(source) <= 1_000
         assert sum(isinstance(node, ast.stmt) for node in nodes) <= 12
         assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in nodes)
+    for source in set(code) - set(own):
+        assert [type(node) for node in ast.parse(source).body] == [ast.ClassDef]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)

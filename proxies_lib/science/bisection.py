@@ -73,19 +73,22 @@ def next_round(runs: pd.DataFrame, by: list[str] = CURVE) -> pd.DataFrame:
     return wide[[*by, "seed"]].assign(lr=middles)
 
 
-def rounds(arms: dict[str, list[Run]], study: Study, most: int = ROUNDS) -> Bisected:
+def rounds(
+    arms: dict[str, list[Run]], study: Study, most: int = ROUNDS, partial: bool = False
+) -> Bisected:
     """Bisect every curve and seed of `arms`, the grid of a section by method, in at most `most`
     rounds.
 
     Each round is one `report.collect`: a study that trains trains what the store lacks, and the
     store keeps it. One that reads takes the same runs from the store or the committed table.
 
-    Raises UserError, with the number of the round, where one is missing; and where runs of one
-    method, size and seed differ in more than their LR.
+    Raises UserError, with the number of the round, where one is missing, unless what is there is
+    wanted although it is `partial`; and where runs of one method, size and seed differ in more than
+    their LR.
     """
     bases = _bases(arms)
     runs = {method: list(of_method) for method, of_method in arms.items()}
-    table, _ = report.collect(runs, study, columns=())
+    table, _ = report.collect(runs, study, columns=(), brief=True)
     for number in range(1, most + 1):
         proposed = next_round(table)
         if proposed.empty:
@@ -93,8 +96,10 @@ def rounds(arms: dict[str, list[Run]], study: Study, most: int = ROUNDS) -> Bise
         print(f"bisection, round {number} of at most {most}: {len(proposed)} runs between two LRs")
         asked = _runs_of(proposed, bases)
         try:
-            found, _ = report.collect(asked, study, columns=())
+            found, _ = report.collect(asked, study, columns=(), brief=True)
         except UserError as error:
+            if partial:
+                break
             raise UserError(f"bisection, round {number}: {error}") from None
         table = pd.concat([table, found], ignore_index=True)
         for method, of_method in asked.items():

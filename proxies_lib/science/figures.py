@@ -1,4 +1,4 @@
-"""The figures of both papers: which section draws each, into which file, and which runs it shows.
+"""The figures of both papers and of section 11: who draws each, into which file, from which runs.
 
 The one place that says so: costs, tests and links read it. `tests/test_figures.py` holds it against
 the run keys in the csv of every committed figure.
@@ -141,6 +141,9 @@ _FIGURES = (
     ),
     Figure("P2.batches", "10", "figP2_batches", "every batch new|.*, again and again"),
     Figure("P2.formats", "10", "figP2_formats", "ε = 1e-8, no burst|float.*, loss × .*"),
+    Figure("ideas", "11", "fig_ideas", "(?!burst).*"),
+    Figure("ideas.score", "11", "fig_ideas_score", None),
+    Figure("ideas.burst", "11", "fig_ideas_burst", "burst.*"),
 )
 
 FIGURES = {figure.name: figure for figure in _FIGURES}

@@ -5,11 +5,13 @@ parameters and writes NN_name.ipynb into the folder of the study's label.
 """
 
 import contextlib
+import linecache
 import logging
 import os
 import pathlib
 import re
 import tempfile
+from typing import NamedTuple
 
 import jupytext
 
@@ -21,7 +23,9 @@ from proxies_lib.science.protocol import Study
 
 KERNEL = "python3"
 
-GRIDS = ("runs", "held_out")  # what the cells tagged `grid` may define, by method
+# What the cells tagged `grid` may define, by method: what is trained first; what the notebook
+# trains itself, after a prediction; the curves whose diverging LR it bisects (`bisection.rounds`).
+GRIDS = ("runs", "held_out", "bisected")
 
 START_SECONDS = 180  # for a kernel to answer, on a busy machine
 
@@ -62,22 +66,41 @@ def reading(scale: str) -> dict:
     return {"scale": scale, "train": False, "publish": False, "overrides": {}}
 
 
-def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
-    """The runs a section asks for, in its grid with `parameters`.
+class Grid(NamedTuple):
+    """The runs that a section asks for, by method: see GRIDS."""
 
-    The second list is what the grid calls `held_out`: runs that the notebook trains itself, after
-    a prediction. Raises UserError where the notebook cannot be read or a cell of its grid fails.
+    runs: dict[str, list[Run]]
+    held_out: dict[str, list[Run]]
+    bisected: dict[str, list[Run]]
+
+
+def grids_of(path: pathlib.Path, parameters: dict) -> Grid:
+    """What the grid of a notebook defines with `parameters`.
+
+    Raises UserError where the notebook cannot be read or a cell of its grid fails.
     """
     defined = _grid_cells(path, parameters)
-    runs, held_out = ([run for arm in defined[name].values() for run in arm] for name in GRIDS)
-    return runs, held_out
+    return Grid(*(defined[name] for name in GRIDS))
+
+
+def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
+    """The runs that a section asks for, and those of them that are held out. Raises as `grids_of`.
+
+    Runs that a bisection finds are in neither: they depend on what was trained before.
+    """
+    grid = grids_of(path, parameters)
+    return all_runs(grid.runs), all_runs(grid.held_out)
+
+
+def all_runs(by_method: dict[str, list[Run]]) -> list[Run]:
+    return [run for runs in by_method.values() for run in runs]
 
 
 def grid_of(path: pathlib.Path, parameters: dict) -> dict[str, list[Run]]:
-    """Every run a section asks for, by method, held-out ones included. Raises as `runs_of`."""
-    defined = _grid_cells(path, parameters)
-    held_out = defined["held_out"]
-    return {method: runs + held_out.get(method, []) for method, runs in defined["runs"].items()}
+    """Every run of `runs_of` by method. Raises as `grids_of`."""
+    grid = grids_of(path, parameters)
+    methods = dict.fromkeys([*grid.runs, *grid.held_out])
+    return {m: grid.runs.get(m, []) + grid.held_out.get(m, []) for m in methods}
 
 
 def _grid_cells(path: pathlib.Path, parameters: dict) -> dict:
@@ -86,11 +109,14 @@ def _grid_cells(path: pathlib.Path, parameters: dict) -> dict:
     Only these cells are executed: asking what a section would train costs no training.
     """
     names = dict.fromkeys(GRIDS, {}) | parameters
-    for cell in _read(path).cells:
+    for number, cell in enumerate(_read(path).cells):
         if not {"setup", "grid"} & set(cell.metadata.get("tags", [])):
             continue
+        file = f"<{path.stem}, cell {number}>"
+        # An intervention reads its own source: here, as from a cell of a kernel.
+        linecache.cache[file] = len(cell.source), None, cell.source.splitlines(True), file
         try:
-            exec(compile(cell.source, path.name, "exec"), names)
+            exec(compile(cell.source, file, "exec"), names)
         except UserError:
             raise
         except Exception as error:

@@ -35,6 +35,7 @@ METHODS = {  # color, marker; several names of one configuration share them
             "batch × 1",
             "qk-layernorm per head",
             "ε = 1e-08",
+            "qk-layernorm",
         ),
         BLUE,
     ),
@@ -44,6 +45,7 @@ METHODS = {  # color, marker; several names of one configuration share them
             "by width, no qk-layernorm",
             "standard, no qk-layernorm",
             "softmax attention",
+            "none",
         ),
         RED,
     ),
@@ -82,6 +84,7 @@ METHODS = {  # color, marker; several names of one configuration share them
     "batch × 4": ("#b5562b", "D"),
     "qk-layernorm whole": ("#b5428c", "s"),
     "squared_relu attention": ("#3a9d5d", "^"),
+    "the intervention": ("#2f9e6e", "D"),
     "without the burst": BLUE,
     "with the burst": RED,
     "ε = 1e-8, no burst": BLUE,
@@ -327,6 +330,16 @@ def reference_init_loss(ax, curves: pd.DataFrame):
     ax.margins(y=0.12)  # room for the name between line and title
 
 
+def plain_numbers(axis):
+    """Ticks of a log axis as numbers are written elsewhere: 0.01, not 10⁻²."""
+    low, high = axis.get_view_interval()
+    # Less than two decades show too few powers of ten.
+    subs = (1.0,) if high / low > 100 else (1.0, 3.0) if high / low > 10 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
 def log_lr_axis(ax):
     """Learning rates as they are written elsewhere: 0.01, not 10⁻²."""
     ax.set_xscale("log")
@@ -506,6 +519,37 @@ def figure_by_size(curves: pd.DataFrame) -> plt.Figure:
     label_outer(axes, LR_AXIS, LOSS_AXIS)
     legend_above(fig, axes)
     note_on_curves(fig, curves)
+    return fig
+
+
+def figure_ideas(
+    curves: pd.DataFrame, diverging: pd.DataFrame, anchors: tuple[str, ...]
+) -> plt.Figure:
+    """LR→loss of one size, a panel per intervention, each beside the same `anchors`.
+
+    `diverging` has a row per method with the geometric mean of its `diverging_lr`, a dotted upright
+    line; nan where it is not known.
+    """
+    own = "the intervention"
+    methods = [method for method in dict.fromkeys(curves["method"]) if method not in anchors]
+    rows = -(-len(methods) // columns_of(len(methods)))
+    fig = new_figure(1.2 + 2.4 * rows)
+    axes = side_by_side(fig, len(methods))
+    lrs = diverging.set_index("method")["diverging_lr"]
+    for ax, method in zip(axes, methods, strict=True):
+        shown_here = curves[curves["method"].isin([*anchors, method])]
+        loss_against_lr(ax, shown_here.replace({"method": {method: own}}), by="method")
+        for name in (*anchors, method):
+            color, _ = style_of(name if name in anchors else own)
+            ax.axvline(lrs[name], color=color, ls=":", lw=1.5)
+        ax.set_title(method)
+    label_outer(axes, LR_AXIS, LOSS_AXIS)
+    legend_above(fig, axes, anchors)
+    note(
+        fig,
+        f"Mean of {seeds(curves)}; band: least to largest seed; dotted upright: the diverging "
+        f"LR{crosses(curves)}",
+    )
     return fig
 
 
@@ -842,6 +886,8 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
         ax.set(xlabel=wrapped(label), xscale=scale, yticks=range(len(methods)))
         if scale == "linear":
             ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        else:
+            plain_numbers(ax.xaxis)
     axes[0].set_yticklabels(map(shown, methods))
     axes[0].invert_yaxis()
     note(

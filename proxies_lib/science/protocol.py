@@ -45,6 +45,8 @@ class Study:
     # Where an arm costs much and is no headline, fewer seeds do; empty: all of them.
     few_seeds: tuple = ()
     adam_seeds: tuple = ()  # of section 10, whose spikes differ much; empty: those of the others
+    ideas: tuple = ()  # the size of section 11; empty: that of section 10
+    ideas_seeds: tuple = ()  # of section 11, which pairs methods by seed; empty: of the others
     horizon: int = 2  # Fig. 4 trains up to this many times longer …
     drift: tuple = ()  # … and with each of these changes of fields, ((name, value), …)
     drift_lrs: tuple = (0.1,)  # peak LRs of Fig. 4; the first one is the paper's
@@ -60,6 +62,8 @@ class Study:
             "few_sizes": self.sizes,
             "few_seeds": self.seeds,
             "adam_seeds": self.seeds,
+            "ideas": self.adam,
+            "ideas_seeds": self.seeds,
         }
         for name, value in defaults.items():
             if not getattr(self, name):
@@ -200,6 +204,8 @@ def _laptop() -> Study:
         held_out=((128, 2),),
         adam=(32, 4),
         adam_seeds=tuple(range(8)),
+        ideas=(64, 2),
+        ideas_seeds=tuple(range(5)),
         horizon=8,
         drift=((("compute_dtype", "bfloat16"),), (("vocab_size", 2048),)),
     )
@@ -234,6 +240,7 @@ def _night() -> Study:
         fitted=sizes,
         held_out=((256, 2),),
         adam=(32, 4),
+        ideas=(64, 2),
         few_sizes=sizes[:3],
         few_seeds=(0, 1, 2),
         adam_seeds=tuple(range(8)),
@@ -418,7 +425,7 @@ def _following(lists: dict, chosen: Study) -> dict:
         series = ("widths", "depths", "joint", "fitted", "few_sizes")
         following |= dict.fromkeys(series, sizes)
     if "seeds" in lists:
-        following |= dict.fromkeys(("few_seeds", "adam_seeds"), lists["seeds"])
+        following |= dict.fromkeys(("few_seeds", "adam_seeds", "ideas_seeds"), lists["seeds"])
     return following
 
 

@@ -22,10 +22,10 @@ PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
 
 
 def collect(
-    runs: dict[str, list[Run]], study: Study, columns=None
+    runs: dict[str, list[Run]], study: Study, columns=None, brief: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What notebooks call first: print the plan, train what is missing if `study.train`, and
-    return a table of runs and a table of curves.
+    """What notebooks call first: print the plan (its first line, if `brief`), train what is missing
+    if `study.train`, and return a table of runs and a table of curves.
 
     `runs` maps the name of a method to its runs. The first table has a row per method and run, in
     that order (a run may serve several methods), with `loss` = min(ℓ, ℓ0) in nats per token. The
@@ -42,7 +42,8 @@ def collect(
     all_runs = [run for runs_of_method in runs.values() for run in runs_of_method]
     # Runs that several methods share are planned, trained and read once, then get a row in each.
     plan = sweep.plan(all_runs, layer=layer, prepare=study.train, exact=study.train)
-    print(plan.describe(engines.cores()))
+    described = plan.describe(engines.cores())
+    print(described.partition("\n")[0] if brief else described)
     if study.train:
         sweep.run(plan)
         plan = sweep.plan(all_runs, layer=layer, exact=True)  # now every run is found
@@ -188,25 +189,33 @@ def predict(
     A study that trains predicts from its own runs. One that reads shows the published prediction
     where it has none of its own.
     """
-    file = "prediction.csv"
-    path = outputs.target("papermill_runs", study.label) / file
     # A prediction counts for the runs it was fitted on. Other runs, another prediction.
     mark = config.digest({"keys": " ".join(sorted(fitted["key"].unique()))})
+    predicted = predicted.assign(fitted_on=mark, held_out_stored=held_out_stored)
+    return written_once(predicted, "prediction.csv", "fitted_on", study)
+
+
+def written_once(frame: pd.DataFrame, file: str, mark: str, study: Study) -> pd.DataFrame:
+    """What stands in the label's `file` for the runs that the column `mark` of `frame` names; where
+    nothing does, `frame`, which a study that writes puts there.
+
+    A study that reads also looks into the published file of the label, and of the scale.
+    """
+    path = outputs.target("papermill_runs", study.label) / file
     places = [path]
     if not study.train:
         # A study that trains must not see a prediction that others made from their runs.
         published = paths.folder("papermill_runs")
         places += [published / study.label / file, published / study.scale / file]
     for place in places:
-        known = _read_csv(place, {"fitted_on": str})
-        if known is None or "fitted_on" not in known:
+        known = _read_csv(place, {mark: str})
+        if known is None or mark not in known:
             continue
-        if known["fitted_on"].eq(mark).all():
+        if known[mark].eq(frame[mark].iloc[0]).all():
             return known
-    predicted = predicted.assign(fitted_on=mark, held_out_stored=held_out_stored)
     if study.publish:
-        paths.write_atomically(path, predicted.to_csv(index=False).encode())
-    return predicted
+        paths.write_atomically(path, frame.to_csv(index=False).encode())
+    return frame
 
 
 def publish(rows: list[dict], section: str, study: Study) -> pd.DataFrame:

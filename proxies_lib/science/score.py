@@ -20,13 +20,14 @@ The last four are taken at the top LR of the window, where an instability shows 
 anchor, say "none": "S - none" and "best_loss - none" in nats, "diverging_lr / none" a factor.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from proxies_lib.config import UserError, refuse
+from proxies_lib.config import Run, UserError, digest, recipe, refuse
 from proxies_lib.science import analysis, bisection, report
 from proxies_lib.science.analysis import where
 from proxies_lib.science.claims import check
@@ -288,7 +289,57 @@ def _geometric(values: pd.Series, bound: str) -> tuple[float, float, float]:
     return (mean, np.nan, np.nan) if bound else (mean, lo, hi)
 
 
+def paired_ratio(values: pd.DataFrame, name: str, anchor: str) -> pd.DataFrame:
+    """A row per method and seed of `values`, with its `name` over that of the method `anchor`.
+
+    The column is "<name> / <anchor>", for `verdicts`: nan for the anchor's own rows, and for a seed
+    that the anchor lacks.
+    """
+    of_anchor = where(values, method=anchor).set_index("seed")[name]
+    ratio = values[name] / values["seed"].map(of_anchor)
+    own = values["method"] == anchor
+    return values[["method", "seed"]].assign(**{f"{name} / {anchor}": ratio.mask(own)})
+
+
 # ------------------------------------------------------------------ predictions
+
+PREDICTIONS = "predictions.csv"
+
+
+def write_down(
+    predictions: Mapping[str, Prediction | dict], runs: Mapping[str, list[Run]], study: Study
+) -> pd.DataFrame:
+    """Predictions as they stand in the label's `predictions.csv`: a row each, in their order.
+
+    They are written once for a set of `runs` (by method), before these are trained. Written again
+    for the same runs, the file stays as it is, and so does what is judged. `runs_stored` says how
+    many of the runs there were when it was written; `for_runs` is a hash of their configurations.
+
+    Raises UserError where a prediction is not one, or is about no method of `runs`.
+    """
+    rows = []
+    for method, given in predictions.items():
+        prediction = given if isinstance(given, Prediction) else _prediction(method, given)
+        if method not in runs:
+            refuse("predictions", method, f"must be one of {', '.join(runs)}")
+        rows.append({"method": method, **dataclasses.asdict(prediction)})
+    every_run = [run for runs_of_method in runs.values() for run in runs_of_method]
+    mark = digest({"recipes": " ".join(sorted({recipe(run) for run in every_run}))})
+    stored = report.count_stored(every_run)
+    frame = pd.DataFrame(rows).assign(for_runs=mark, runs_stored=stored)
+    return report.written_once(frame, PREDICTIONS, "for_runs", study)
+
+
+def predictions_of(written: pd.DataFrame) -> dict[str, Prediction]:
+    """By method, the predictions in the rows of `write_down`."""
+    return {
+        row.method: Prediction(row.words, row.measure, _number(row.above), _number(row.below))
+        for row in written.itertuples()
+    }
+
+
+def _number(value) -> float | None:
+    return None if pd.isna(value) else float(value)
 
 
 def verdicts(
