@@ -321,9 +321,11 @@ report.summary(table, this)
 
 # %%
 compared = analysis.where(table, method=list(arms))
+foretold = score.predictions_of(written)
+in_bursts = {name: foretold.pop(name) for name in bursts if name in foretold}
+measured = score.measured(compared, curves, this, brackets=found.brackets)
+scores = score.score(compared, curves, this, predictions=foretold, brackets=found.brackets)
 loss = analysis.lr_curves(compared, report.CURVE)
-seeds = score.measured(compared, curves, this, brackets=found.brackets)
-scores = score.score(compared, curves, this, brackets=found.brackets)
 figure = plots.figure_ideas(loss, scores[["method", "diverging_lr"]], score.ANCHORS)
 report.save(figure, "fig_ideas", {"loss": loss}, compared, this)
 
@@ -345,8 +347,9 @@ quantities = {
     "best_loss": ("best validation loss (nats/token)", "linear"),
     "log10_logit_before": ("log₁₀ largest attention logit, top LR", "linear"),
 }
-figure = plots.figure_dots(seeds, quantities, list(arms))
-report.save(figure, "fig_ideas_score", {"seeds": seeds, "scores": scores}, found.table, this)
+figure = plots.figure_dots(measured, quantities, list(arms))
+drawn = {"seeds": measured, "scores": scores}
+report.save(figure, "fig_ideas_score", drawn, found.table, this)
 
 # %% [markdown]
 # The same numbers, as one shares them. ≥: the diverging learning rate lies above the top one. Costs
@@ -385,11 +388,9 @@ report.save(figure, "fig_ideas_burst", drawn, disturbed_runs, this)
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on its side.
 
 # %%
-foretold = score.predictions_of(written)
-spike = {name: foretold.pop(name) for name in bursts if name in foretold}
 ratios = score.paired_ratio(heights, "height", "burst")
-claims = score.verdicts(seeds, foretold, this, "ideas.score", "ideas-")
-claims += score.verdicts(ratios, spike, this, "ideas.burst", "ideas-")
+claims = score.verdicts(measured, foretold, this, "ideas.score", "ideas-")
+claims += score.verdicts(ratios, in_bursts, this, "ideas.burst", "ideas-")
 verdicts = report.publish(claims, "11", this)
 Markdown(report.verdict_table(verdicts))
 

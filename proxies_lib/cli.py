@@ -134,6 +134,10 @@ def _add_sections(command):
 
 def _add_protocol(added):
     added.add_argument("sections", nargs="*", metavar="SECTION", help="01, 02, …; all without one")
+    _add_overrides(added)
+
+
+def _add_overrides(added):
     _add_scale(added)
     added.add_argument(
         "--set",
@@ -191,6 +195,19 @@ def _add_results(command):
         help="compare with the verdicts of another label; "
         "of the same one: one's own with the published ones",
     )
+    score = command(
+        "score",
+        _score,
+        "score interventions: a row per method of a notebook, beside its anchors; trains nothing",
+    )
+    score.add_argument(
+        "notebook",
+        nargs="?",
+        metavar="NOTEBOOK",
+        help="a section, or a notebook of yours with cells tagged `grid` (default: 11)",
+    )
+    _add_overrides(score)
+    _add_json(score)
     reference = command(
         "reference", _reference, "print the reference: commands, fields of a run, public functions"
     )
@@ -652,6 +669,37 @@ def _print_comparison(rows, options):
 
 def _print_json(rows):
     print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1, ensure_ascii=False))
+
+
+def _score(options):
+    """From stored and committed runs only; the plan and what it says go to stderr."""
+    from proxies_lib.science import notebooks, report, score
+
+    if options.store is not None:
+        os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
+    overrides = _settings(options)
+    study = protocol.study(options.scale, overrides)
+    path = _notebook(options.notebook or "11", study)
+    grids = notebooks.grids_of(path, notebooks.reading(options.scale) | {"overrides": overrides})
+    arms = grids.bisected or grids.runs | grids.held_out
+    with contextlib.redirect_stdout(sys.stderr):
+        scores = score.scored(arms, study, bisect=bool(grids.bisected))
+    if options.json:
+        _print_json(scores)
+    else:
+        print(score.score_table(scores))
+
+
+def _notebook(name: str, study: protocol.Study) -> pathlib.Path:
+    """The notebook of a section, or at a path."""
+    from proxies_lib.science import notebooks
+
+    path = pathlib.Path(name)
+    if path.suffix in (".py", ".ipynb", ".md"):
+        if not path.is_file():
+            refuse("notebook", name, "is no file")
+        return path
+    return notebooks.choose([name], study)[0]
 
 
 def _reference(options):

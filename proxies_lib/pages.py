@@ -16,10 +16,13 @@ from proxies_lib.science import (
     notebooks,
     outputs,
     report,
+    score,
     side_by_side,
 )
 
 README, SCOREBOARD, REFERENCE = "README.md", "docs/scoreboard.md", "docs/reference.md"
+
+INTERVENTIONS = "docs/interventions.md"
 
 # Layers from below: a module imports from its own and from lower ones (tests/test_packaging.py).
 LAYERS = {
@@ -51,8 +54,8 @@ def write_between_markers(page: str, text: str, name: str):
 
 
 def write_scoreboard():
-    """Write the published verdicts of every scale into docs/scoreboard.md, and their digest and
-    first numbers into README.
+    """Write the published verdicts of every scale into docs/scoreboard.md, their digest and first
+    numbers into README, and the scores of interventions into docs/interventions.md.
 
     Raises UserError where nothing is published, a `claims.csv` is damaged, or a page lacks markers.
     """
@@ -72,7 +75,8 @@ def write_scoreboard():
         "first": first_numbers(rows, front),
         "digest": digest(rows, front, sentences(readme)),
     }
-    for page, texts in {SCOREBOARD: board, README: digested}.items():
+    scored = {"scores": scores(boards)}
+    for page, texts in {SCOREBOARD: board, README: digested, INTERVENTIONS: scored}.items():
         for name, text in texts.items():
             write_between_markers(page, text, name)
 
@@ -126,6 +130,26 @@ def first_numbers(rows: pd.DataFrame, scale: str) -> str:
         effect = report.rounded(row.effect, row.lo, row.hi)
         lines[-1] += f" What qk-layernorm does to S: {measure}, {effect}, {row.n} seeds."
     return "\n".join(lines)
+
+
+def scores(boards: dict[str, pd.DataFrame]) -> str:
+    """What section 11 found at each published scale, in Markdown: a row per intervention, with
+    links to its text, its picture and its numbers."""
+    parts = []
+    for scale in boards:
+        rows = score.published(scale)
+        if rows is None:
+            continue
+        notebook = notebooks.sections()["11"].stem
+        picture = _picture("ideas.score", scale, up="../")
+        links = [
+            f"[text and runs](../papermill_runs/{scale}/{notebook}.ipynb)",
+            f"[curves]({_picture('ideas', scale, up='../')})",
+            f"[scores]({picture})",
+            f"[numbers]({picture.removesuffix('png')}csv)",
+        ]
+        parts += [f"At {scale} scale: {', '.join(links)}.", score.score_table(rows)]
+    return "\n\n".join(parts) or "No scale is published yet."
 
 
 def _picture(figure: str, scale: str, up: str = "") -> str:

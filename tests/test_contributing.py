@@ -96,7 +96,7 @@ def test_add_a_section(project):
     assert "36 to train" in plan and "Clipping gradients at 0.1" in claims
     outputs = project.parent
     assert (outputs / "figures/smoke/figX01_clipping.png").stat().st_size > 1000
-    assert (outputs / "papermill_runs/smoke/11_gradient_clipping.ipynb").exists()
+    assert (outputs / "papermill_runs/smoke/12_gradient_clipping.ipynb").exists()
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +125,15 @@ def test_bring_an_intervention_and_an_optimizer(tmp_path):
     """The page's examples in a file of one's own, elsewhere, at smoke scale."""
     page = (ROOT / "docs/interventions.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    example, optimizer, examples = blocks
+    example, optimizer, term_of_loss = blocks
     example = example.replace('study("laptop"', 'study("smoke"')
     script = f"""{example}
 {optimizer}
 verify(lion)
 table, _ = report.collect({{"lion": grid(lion(none), axes)}}, this)
 print(len(table), "runs of lion")
-{examples}
-for it in (muon, max_z_loss):  # the others take a minute more
-    verify(it)
+{term_of_loss}
+verify(max_z_loss)
 """
     (tmp_path / "mine.py").write_text(script)
     own = {
@@ -149,6 +148,6 @@ for it in (muon, max_z_loss):  # the others take a minute more
         text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.count("changes the loss from step") == 4
+    assert done.stdout.count("changes the loss from step") == 3
     assert "12 runs of lion" in done.stdout
     assert (tmp_path / "figures/smoke-softcap/softcap.png").stat().st_size > 1000

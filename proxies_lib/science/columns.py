@@ -7,7 +7,7 @@ Figures 2 and E.1, "2a-…" and "E1a-…", are those of the scale's protocol.
 import pandas as pd
 
 from proxies_lib.science import notebooks, outputs, protocol, report
-from proxies_lib.science.figures import FIGURES
+from proxies_lib.science.figures import BEYOND, FIGURES
 
 SCALES = ("laptop", "night", "long")  # in this order, those of them that are published
 
@@ -28,10 +28,11 @@ def published() -> dict[str, pd.DataFrame]:
 
 
 def missing_sections(scale: str, rows: pd.DataFrame) -> list[str]:
-    """The sections that a scale is made for and whose verdicts `rows` lack, in order."""
+    """The sections on claims of the papers that a scale is made for and whose verdicts `rows` lack,
+    in order."""
     made_for = {path.name[:2] for path in notebooks.choose([], protocol.study(scale))}
-    overview = {"00"}  # judges nothing
-    return sorted(made_for - overview - set(rows["section"]))
+    no_claims = {"00", BEYOND}  # the overview judges nothing
+    return sorted(made_for - no_claims - set(rows["section"]))
 
 
 def front(boards: dict[str, pd.DataFrame]) -> str:

@@ -146,6 +146,8 @@ _FIGURES = (
     Figure("ideas.burst", "11", "fig_ideas_burst", "burst.*"),
 )
 
+BEYOND = "11"  # the section that judges our predictions on later ideas, not claims of the papers
+
 FIGURES = {figure.name: figure for figure in _FIGURES}
 
 

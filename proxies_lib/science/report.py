@@ -15,7 +15,7 @@ from proxies_lib.config import Run, UserError
 from proxies_lib.runs import engines, provenance, sweep, tables
 from proxies_lib.science import analysis, outputs, plots, protocol
 from proxies_lib.science.claims import UNTESTABLE, VERDICTS
-from proxies_lib.science.figures import FIGURES
+from proxies_lib.science.figures import BEYOND, FIGURES
 from proxies_lib.science.protocol import Study
 
 PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
@@ -336,13 +336,23 @@ def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) ->
 
 
 def tally(rows: pd.DataFrame) -> str:
-    """How many claims have each verdict, in a sentence."""
+    """How many claims of the papers have each verdict, in a sentence; and, where there are any, how
+    many of our predictions on later ideas."""
+    ours = rows["section"] == BEYOND
+    papers, predictions = rows[~ours], rows[ours]
+    sentences = [_counted(papers, f"checks on {papers['figure'].nunique()} figures")]
+    if len(predictions):
+        sentences.append(_counted(predictions, "predictions on later ideas (section 11)"))
+    return " ".join(sentences)
+
+
+def _counted(rows: pd.DataFrame, of_what: str) -> str:
     counts = rows["verdict"].value_counts()
     holding, contradicted, undecided, untestable = (counts.get(name, 0) for name in VERDICTS)
     return (
-        f"Of {len(rows)} checks on {rows['figure'].nunique()} figures, {holding} hold, "
-        f"{contradicted} are contradicted, {undecided} are undecided (the interval includes the "
-        f"threshold), and {untestable} cannot be tested at this scale."
+        f"Of {len(rows)} {of_what}, {holding} hold, {contradicted} are contradicted, {undecided} "
+        f"are undecided (the interval includes the threshold), and {untestable} cannot be tested "
+        "at this scale."
     )
 
 

@@ -28,9 +28,10 @@ import numpy as np
 import pandas as pd
 
 from proxies_lib.config import Run, UserError, digest, recipe, refuse
-from proxies_lib.science import analysis, bisection, report
+from proxies_lib.science import analysis, bisection, outputs, report
 from proxies_lib.science.analysis import where
 from proxies_lib.science.claims import check
+from proxies_lib.science.figures import FIGURES
 from proxies_lib.science.protocol import Study
 
 ANCHORS = ("none", "qk-layernorm")
@@ -262,6 +263,23 @@ def score(
     return found.join(judged.rename(columns=JUDGED), on="method")
 
 
+def scored(arms: dict[str, list[Run]], study: Study, bisect: bool = False) -> pd.DataFrame:
+    """`score` of the methods of `arms` from the runs that there are, with the predictions that
+    were written down for them (`predictions.csv` of the label); `bisect`: with bisected LRs.
+
+    Raises UserError where a run or an anchor is missing.
+    """
+    table, curves = report.collect(arms, study, brief=True)
+    brackets = bisection.rounds(arms, study).brackets if bisect else None
+    known = {name: given for name, given in _written(study).items() if name in arms}
+    return score(table, curves, study, predictions=known, brackets=brackets)
+
+
+def _written(study: Study) -> dict[str, Prediction]:
+    place = outputs.source("papermill_runs", study.label, PREDICTIONS)
+    return {} if place is None else predictions_of(pd.read_csv(place / PREDICTIONS))
+
+
 def _row(method: str, seeds: pd.DataFrame) -> dict:
     """The measures of one method, over its seeds."""
     row = {"method": method, "seeds": len(seeds)}
@@ -328,6 +346,19 @@ def write_down(
     stored = report.count_stored(every_run)
     frame = pd.DataFrame(rows).assign(for_runs=mark, runs_stored=stored)
     return report.written_once(frame, PREDICTIONS, "for_runs", study)
+
+
+def published(label: str) -> pd.DataFrame | None:
+    """The rows of `score` of a label's section 11, from the published numbers of its figure; None
+    where it has none."""
+    file = f"{FIGURES['ideas.score'].file}.csv"
+    place = outputs.source("figures", label, file, published=True)
+    if place is None:
+        return None
+    numbers = pd.read_csv(place / file)
+    rows = numbers[numbers["panel"] == "scores"].drop(columns="panel").reset_index(drop=True)
+    bounds = [name for name in rows if name.endswith(" bound")]
+    return rows.assign(**rows[bounds].fillna("").to_dict("series"))
 
 
 def predictions_of(written: pd.DataFrame) -> dict[str, Prediction]:
@@ -408,7 +439,12 @@ def _verdict(seeds: pd.DataFrame, prediction: Prediction, figure: str, claim: st
 
 
 def score_table(scores: pd.DataFrame, anchors: tuple[str, ...] = ANCHORS) -> str:
-    """`score` as a Markdown table with a row per method; intervals stand in brackets.
+    """`score` as a Markdown table with a row per method: see `readable`."""
+    return report.markdown(readable(scores, anchors))
+
+
+def readable(scores: pd.DataFrame, anchors: tuple[str, ...] = ANCHORS) -> pd.DataFrame:
+    """`score` as a table to read, all of it text: intervals stand in brackets.
 
     The last columns appear where there is something to show: the logit after an intervention where
     one changes logits, a verdict where something was predicted.
@@ -433,7 +469,7 @@ def score_table(scores: pd.DataFrame, anchors: tuple[str, ...] = ANCHORS) -> str
     if scores["verdict"].notna().any():
         columns["prediction"] = list(scores["prediction"].fillna("–"))
         columns["verdict"] = list(scores["verdict"].fillna("–"))
-    return report.markdown(pd.DataFrame(columns))
+    return pd.DataFrame(columns)
 
 
 def _three(scores: pd.DataFrame, name: str):
