@@ -673,7 +673,7 @@ def _print_json(rows):
 
 def _score(options):
     """From stored and committed runs only; the plan and what it says go to stderr."""
-    from proxies_lib.science import notebooks, report, score
+    from proxies_lib.science import notebooks, score
 
     if options.store is not None:
         os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
