@@ -2,24 +2,33 @@
 # make publish     the same, into the committed outputs, once the code is committed
 # make test        unit tests, and the smoke notebooks under nbval against an empty store
 # make test-trust  the slow suite: 50 random kills, full and read-only disks, damaged files (TRUST_SEED=18: others)
+# make report      the committed results as a static site in site/, no training (open site/index.html)
+# make test-browser  the slow suite of that site: `playwright` (50 MB) into .venv; needs a chromium on the PATH
 # make test-ray    the slow suite: `ray` (250 MB) into .venv, then the Ray engine on simulated nodes, one killed mid-run
 SCALE ?= laptop
 ONLY ?=
 WORKERS ?=
 PYTHON ?= python3
 
-.PHONY: reproduce publish test test-ray bench
+.PHONY: reproduce publish report test test-trust test-browser test-ray bench
 reproduce: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
 
 publish: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) --publish $(if $(WORKERS),--workers $(WORKERS))
 
+report: .venv/.ready
+	.venv/bin/proxies report --published
+
 test: .venv/.ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-trust: .venv/.ready
 	.venv/bin/python -m pytest tests/trust
+
+test-browser: .venv/.ready
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,browser]'
+	.venv/bin/python -m pytest tests/browser
 
 test-ray: .venv/.ready
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,ray]'

@@ -169,7 +169,7 @@ def _add_engine(added):
 
 
 def _add_results(command):
-    """merge, table, claims, reference: what the store and the published tables hold."""
+    """merge, table, claims, score, report, reference: what stores and published tables hold."""
     merge = command(
         "merge", _merge, "bring runs of other stores into one, and pack it into files below 16 MiB"
     )
@@ -208,6 +208,20 @@ def _add_results(command):
     )
     _add_overrides(score)
     _add_json(score)
+    site = command(
+        "report",
+        _report,
+        "write a static site of verdicts, figures, notebooks and documentation; trains nothing",
+    )
+    site.add_argument("--out", metavar="FOLDER", help="where to (default: site)")
+    site.add_argument(
+        "--scale",
+        action="append",
+        metavar="LABEL",
+        help="a scale or a label, the one others are compared with first; may be repeated "
+        "(default: laptop, night and long, those that are there)",
+    )
+    _add_published(site)
     reference = command(
         "reference", _reference, "print the reference: commands, fields of a run, public functions"
     )
@@ -220,6 +234,10 @@ def _add_label(added):
     added.add_argument(
         "--scale", default="laptop", metavar="LABEL", help="a scale, or the label of a protocol"
     )
+    _add_published(added)
+
+
+def _add_published(added):
     added.add_argument(
         "--published", action="store_true", help="the committed ones, also where there are own ones"
     )
@@ -700,6 +718,13 @@ def _notebook(name: str, study: protocol.Study) -> pathlib.Path:
             refuse("notebook", name, "is no file")
         return path
     return notebooks.choose([name], study)[0]
+
+
+def _report(options):
+    from proxies_lib.site import build
+
+    out = None if options.out is None else _new_folder("out", options.out)
+    build.main(out, options.scale, options.published)
 
 
 def _reference(options):

@@ -30,9 +30,12 @@ LAYERS = {
     "runs: the store, engines, datasets": "proxies_lib/runs",
     "science: what the papers claim, figures, notebooks": "proxies_lib/science",
     "budget: speed, what fits, what it costs": "proxies_lib/budget",
+    "site: the report as a static site": "proxies_lib/site",
 }
 
-ABOVE_ALL = ("cli", "pages")  # modules of the top folder that stand above every layer
+# Modules of the top folder that are no part of the core: `pages` stands between budget and site,
+# `cli` above all.
+ABOVE_ALL = ("cli", "pages")
 
 
 def write_between_markers(page: str, text: str, name: str):

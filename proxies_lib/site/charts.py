@@ -1,0 +1,237 @@
+"""What interactive charts are made of: traces, axes, tables and the words beside them.
+
+A chart is a panel, as Plotly wants it. `meta` of a trace is ours, for the pages' script: to which
+options it belongs (`facets`), its color on the light and on the dark page (`colors`), whether it
+only accompanies another trace (`quiet`), the opacity of its area (`fill`), its runs (`keys`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from proxies_lib.science import plots
+from proxies_lib.site import colors
+from proxies_lib.site.colors import Pair
+
+DIGITS = 5  # of a drawn number
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # by position in a figure
+
+LACKING = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """A cell of a table: run keys."""
+
+    keys: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The numbers of charts, for those who do not see them."""
+
+    caption: str
+    head: list[str]
+    rows: list[list]  # of texts and Keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A panel: Plotly's traces and layout."""
+
+    title: str
+    traces: list[dict]
+    layout: dict
+    wide: bool = False  # it takes a row of its own
+
+    @property
+    def words(self) -> str:
+        """What stands for the chart where it is not seen."""
+        named = dict.fromkeys(t["name"] for t in self.traces if not t["meta"].get("quiet"))
+        y, x = (self.layout[axis]["title"]["text"] for axis in ("yaxis", "xaxis"))
+        return f"{self.title}: {y} against {x}. {'; '.join(named)}. The numbers are in the tables."
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A value of a facet, with the color that it has in the charts, if it has one."""
+
+    value: str
+    colors: Pair | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """All charts of a figure."""
+
+    charts: list[Chart]
+    facets: dict[str, list[Option]]  # what can be switched off, by the facet's name
+    tables: list[Table]
+    note: str
+    columns: int = 2  # of charts side by side, where the page is wide enough
+
+
+# ------------------------------------------------------------------ traces
+
+
+def trace(name: str, x, y, facets: dict, pair: Pair, **more) -> dict:
+    """A trace: a line with points, unless `more` says otherwise."""
+    meta = {"facets": facets, "colors": pair, **more.pop("meta", {})}
+    plain = {"type": "scatter", "mode": "lines+markers", "name": name}
+    return {**plain, "x": numbers(x), "y": numbers(y), "meta": meta, **more}
+
+
+def band(name: str, x, low, high, facets: dict, pair: Pair) -> dict:
+    """The area between two curves."""
+    x, low, high = list(x), list(low), list(high)
+    area = {"mode": "lines", "fill": "toself", "line": {"width": 0}, "hoverinfo": "skip"}
+    meta = {"quiet": True, "fill": 0.18}
+    return trace(name, x + x[::-1], low + high[::-1], facets, pair, meta=meta, **area)
+
+
+def points(name: str, frame: pd.DataFrame, x: str, y: str, facets: dict, method: str) -> dict:
+    """A point per run, which names it."""
+    known = frame[frame[y].notna()]
+    keys = list(known["key"]) if "key" in known else [""] * len(known)
+    texts = [
+        f"<b>{name}</b><br>{words(x)} {at:g}: {value:.4g}{run_lines(key)}"
+        for at, value, key in zip(known[x], known[y], keys, strict=True)
+    ]
+    about = {
+        "mode": "markers",
+        "text": texts,
+        "customdata": keys,
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"symbol": colors.symbol_of(method), "size": 7},
+    }
+    return trace(name, known[x], known[y], facets, colors.of_method(method), **about)
+
+
+def number(value) -> float | str | None:
+    """A number as JSON can hold it; the name of a category as it is."""
+    if isinstance(value, str):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def numbers(values: Iterable) -> list:
+    return [number(value) for value in values]
+
+
+# ------------------------------------------------------------------ axes
+
+
+def axis(title: str, values=None, log: bool = False, **more) -> dict:
+    """An axis, with a range that holds all `values` where there are any."""
+    made = {"title": {"text": title}, **({"type": "log"} if log else {}), **more}
+    if values is not None:
+        made["range"] = _range(values, log)
+    return made
+
+
+def _range(values, log: bool) -> list[float]:
+    """The least and the greatest value, with a margin; of a log axis their logarithms."""
+    known = np.asarray(values, float)
+    known = known[np.isfinite(known) & ((known > 0) | (not log))]
+    ends = np.array([known.min(), known.max()]) if len(known) else np.array([0.1, 1.0])
+    ends = np.log10(ends) if log else ends
+    margin = 0.06 * (ends[1] - ends[0]) or 0.5
+    return numbers([ends[0] - margin, ends[1] + margin])
+
+
+def lr_axis() -> dict:
+    return axis(plots.LR_AXIS, log=True, dtick=1, exponentformat="none")
+
+
+def size_axis(sizes) -> dict:
+    """A tick at every N."""
+    shown = sorted({int(n) for n in sizes})
+    return axis(plots.N_AXIS, log=True, tickvals=shown, ticktext=[plots.count(n) for n in shown])
+
+
+def level(y: float, text: str, above: bool = True) -> dict:
+    """A dotted line across the chart with its name, as parts of a layout."""
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": number(y), "y1": number(y)}
+    label = {"text": text, "textposition": "start", "yanchor": "bottom" if above else "top"}
+    return {"shapes": [{**line, "label": label}]}
+
+
+def spans_decades(values) -> bool:
+    """Whether numbers are better drawn on a log axis."""
+    known = np.asarray(values, float)
+    known = known[np.isfinite(known)]
+    return len(known) > 0 and known.min() > 0 and known.max() > 30 * known.min()
+
+
+# ------------------------------------------------------------------ words
+
+
+def in_order(values: Iterable) -> list:
+    return list(dict.fromkeys(values))
+
+
+def sizes_of(frame: pd.DataFrame) -> list:
+    return sorted(frame["n_params"].dropna().unique())
+
+
+def size_name(n: float) -> str:
+    return f"N = {plots.count(int(n))}"
+
+
+def lr_name(lr: float) -> str:
+    return f"LR {lr:g}"
+
+
+def arms(methods: Iterable[str]) -> list[Option]:
+    return [Option(plots.shown(method), colors.of_method(method)) for method in in_order(methods)]
+
+
+def run_lines(keys: str) -> str:
+    """The lines of a hover text that name runs."""
+    listed = keys.split()
+    head = "<br>run " if len(listed) == 1 else "<br>runs "
+    return head + "<br>".join(listed) if listed else ""
+
+
+def short(value) -> str:
+    """A number in a table; LACKING where there is none."""
+    return LACKING if pd.isna(value) else f"{value:.4g}"
+
+
+def keys_of(texts: Iterable[str]) -> Keys:
+    """The keys in these texts, each once."""
+    return Keys(tuple(in_order(key for text in texts for key in text.split())))
+
+
+_WORDS = {
+    "method": "arm",
+    "n_params": plots.N_AXIS,
+    "lr": "learning rate",
+    "loss": plots.LOSS_AXIS,
+    "mean_log_z_squared": "mean log² Z",
+    "dip": "dip of r",
+    "height": "height of the spike (nats)",
+    "best_loss": "best validation loss over LR (nats/token)",
+    "kappa": "κ",
+    "max_attention_logit": "max |attention logit|",
+    "q_norm": "mean ‖q‖",
+    "k_norm": "mean ‖k‖",
+    "qk_cosine": "mean |cos(q, k)|",
+    "attention_entropy": "entropy of the attention weights",
+    "grad_rms": "gradient RMS",
+    "update_rms": "update RMS",
+    "gradient_cosine": "cosine of successive gradients",
+    "zero_gradients": "share of zero gradients",
+}
+
+
+def words(column: str) -> str:
+    """The name of a column as an axis has it: "grad_rms/blocks/0/…" is "gradient RMS, block 0"."""
+    first, *rest = column.split("/")
+    block = next((part for part in rest if part.isdecimal()), None)
+    name = _WORDS.get(first, first.replace("_", " "))
+    return name if block is None else f"{name}, block {block}"

@@ -1,0 +1,166 @@
+"""Start, scoreboard, and a page per claim."""
+
+import re
+
+from proxies_lib import config, pages
+from proxies_lib.science import columns, figures, report
+from proxies_lib.science.figures import FIGURES
+from proxies_lib.site import contents, documents, origins, shapes, verdicts
+from proxies_lib.site.contents import Label
+from proxies_lib.site.plan import SCOREBOARD, START, Pages, Plan, in_turn, page_of_claim, png_of
+from proxies_lib.site.verdicts import Claim
+
+
+def make(plan: Plan) -> Pages:
+    """All of them. Raises UserError where the names of two claims make one address."""
+    return {**_start(plan), **_scoreboard(plan), **_claims(plan)}
+
+
+# ------------------------------------------------------------------ start
+
+
+def _start(plan: Plan) -> Pages:
+    front = plan.contents.front
+    values = _first_figure(plan)
+    if front is not None:
+        board = plan.contents.boards[front]
+        values["digest"] = _digest(plan, front)
+        values["tally"] = f"At {front} scale. {report.tally(board)}"
+        values["moves"] = _move_sentences(plan)
+    return plan.page(START, "start", title="Start", at=START, **values)
+
+
+def _first_figure(plan: Plan) -> dict:
+    """Figure 1 at the label that is shown first, else at the first one that has it."""
+    figure, shown = FIGURES["1"], plan.contents
+    having = sorted(
+        filter(lambda label: label.has(figure), shown.labels),
+        key=lambda label: label.name != shown.front,
+    )
+    if not having:
+        return {"drawn": None, "digest": None}
+    label = having[0]
+    return {
+        "drawn": shapes.loss_curves(contents.frame_of(label, figure)),
+        "first_label": label.name,
+        "first_page": f"{plan.figure_page(figure.name)}#{label.name}",
+        "first_picture": png_of(label, figure),
+        "has_charts": True,
+        "digest": None,
+    }
+
+
+def _digest(plan: Plan, front: str) -> list[dict]:
+    """A row per section: what came out, how many checks have each verdict, its figures."""
+    words = _sentences(front)
+    rows = []
+    for section, found in verdicts.per_section(plan.claims).items():
+        judged = [claim.by_label[front].verdict for claim in found if front in claim.by_label]
+        page = plan.notebook_page(plan.contents.label(front), section)
+        drawn = [figure.name for figure in figures.of_section(section) if figure in plan.figures]
+        rows.append(
+            {
+                "section": section,
+                "title": contents.title_of(section),
+                "page": page or f"{SCOREBOARD}?section={section}",
+                "words": words.get(section, ""),
+                "counts": verdicts.counts(judged),
+                "figures": drawn,
+            }
+        )
+    return rows
+
+
+def _sentences(front: str) -> dict[str, str]:
+    """What came out, by section, as README says it of the scale that it shows; else nothing."""
+    readme = contents.project_file(pages.README) or ""
+    if not re.search(rf"^At {re.escape(front)} scale\.", readme, re.MULTILINE):
+        return {}
+    return {section: documents.inline(text) for section, text in pages.sentences(readme).items()}
+
+
+# ------------------------------------------------------------------ scoreboard
+
+
+def _scoreboard(plan: Plan) -> Pages:
+    boards = plan.contents.boards
+    sections = verdicts.per_section(plan.claims)
+    return plan.page(
+        SCOREBOARD,
+        "scoreboard",
+        title="Scoreboard",
+        at=SCOREBOARD,
+        wide=True,
+        claims=plan.claims,
+        labels=list(boards),
+        sections={section: contents.title_of(section) for section in sections},
+        tallies={label: report.tally(rows) for label, rows in boards.items()},
+        moves=_move_sentences(plan),
+        moved={claim.name: _moved(plan, claim) for claim in plan.claims},
+        absent=[scale for scale in columns.SCALES if scale not in boards],
+    )
+
+
+def _move_sentences(plan: Plan) -> list[str]:
+    labels = list(plan.contents.boards)
+    return [verdicts.move_sentence(plan.claims, labels[0], label) for label in labels[1:]]
+
+
+def _moved(plan: Plan, claim: Claim) -> dict[str, tuple[str, str]]:
+    """By label, from which verdict to which a claim moves."""
+    first, *others = plan.contents.boards
+    moves = {label: claim.move(first, label) for label in others}
+    return {label: move for label, move in moves.items() if move is not None}
+
+
+# ------------------------------------------------------------------ claims
+
+
+def _claims(plan: Plan) -> Pages:
+    found = origins.origins([claim.name for claim in plan.claims])
+    made: Pages = {}
+    for before, claim, after in in_turn(plan.claims):
+        name = page_of_claim(claim)
+        if name in made:
+            config.refuse("claim", claim.name, "its page has the name of another claim's")
+        made |= _claim(plan, name, claim, found.get(claim.name), before=before, after=after)
+    return made
+
+
+def _claim(plan: Plan, name: str, claim: Claim, origin: origins.Origin | None, **around) -> Pages:
+    judged = [plan.contents.label(label) for label in claim.by_label]
+    executed = {label.name: plan.notebook_page(label, claim.section) for label in judged}
+    return plan.page(
+        name,
+        "claim",
+        title=f"{claim.name}: {claim.statement}",
+        at=SCOREBOARD,
+        claim=claim,
+        first=next(iter(plan.contents.boards)),
+        moves=_moved(plan, claim),
+        plot=verdicts.interval_plot(claim),
+        origin=origin,
+        origin_code=documents.code(origin.source) if origin else "",
+        order_of_runs=[_order(origin, label) for label in judged] if origin else [],
+        notebooks={label: page for label, page in executed.items() if page},
+        tables={label.name: f"papermill_runs/{label.name}/{report.CLAIMS}" for label in judged},
+        section_title=contents.title_of(claim.section),
+        **around,
+    )
+
+
+def _order(origin: origins.Origin, label: Label) -> str:
+    """Whether a check, as it stands, is older than the runs that it judges."""
+    if label.runs is None or origin.stands is None:
+        return f"Git does not tell here whether that was before the runs of {label.name}."
+    trained = sorted(label.runs["commit"].unique())
+    named = ", ".join(trained)
+    older = [origins.is_ancestor(origin.stands.name, commit) for commit in trained]
+    if None in older:
+        return f"The runs of {label.name} were trained at {named}, which git does not know here."
+    if all(older):
+        return f"That is no later than the commit that trained the runs of {label.name}, {named}."
+    return (
+        f"A line of it was edited after the runs of {label.name}, which were trained at {named}. "
+        "That commit says what changed."
+    )
