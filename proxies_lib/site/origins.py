@@ -128,7 +128,10 @@ def _since(calls: list[_Call]) -> dict[_Call, tuple[Commit | None, Commit | None
     Asking takes seconds, so the answers are kept in the cache, for a commit and these sources.
     """
     head = _git("rev-parse", "HEAD").strip()
-    if not head or _git("status", "--porcelain", "--", CHECKS).strip():
+    edited = _git("status", "--porcelain", "--", CHECKS).strip()
+    # All lines of a shallow clone seem to be from its first commit.
+    whole = _git("rev-parse", "--is-shallow-repository").strip() == "false"
+    if not head or edited or not whole:
         return dict.fromkeys(calls, (None, None))
     mark = config.digest({"layout": _LAYOUT, "head": head, "calls": [c.source for c in calls]})
     cached = paths.folder("cache") / "site" / "origins.json"
@@ -162,16 +165,12 @@ def _asked(call: _Call) -> tuple[list[str] | None, list[str] | None]:
 
 @functools.cache
 def _blamed(file: str) -> dict[int, str]:
-    """The commit of each line of a file, across moves; without lines that git cannot tell."""
-    told = {}
-    for entry in re.split(r"(?m)^(?=[0-9a-f]{40} \d+ \d+)", _git(*_BLAME, "--", file))[1:]:
-        name, _, line, *_ = entry.split(None, 3)
-        if "\nboundary" not in entry:  # where a shallow clone ends
-            told[int(line)] = name
-    return told
+    """The commit of each line of a file, across moves."""
+    found = re.findall(r"(?m)^([0-9a-f]{40}) \d+ (\d+)", _git(*_BLAME, "--", file))
+    return {int(line): name for name, line in found}
 
 
-_BLAME = ("blame", "-w", "-M", "-C", "--line-porcelain")
+_BLAME = ("blame", "--root", "-w", "-M", "-C", "--line-porcelain")
 
 
 def _first_with(words: str) -> str | None:
@@ -182,8 +181,6 @@ def _first_with(words: str) -> str | None:
 @functools.cache
 def _added() -> list[tuple[str, str]]:
     """By commit, the oldest first, the lines that it added to the library."""
-    if (paths.root() / ".git" / "shallow").exists():  # its first commit adds everything
-        return []
     log = _git(
         "log", "--reverse", "-p", "-U0", "--no-color", "--format=%x00%H", "--", "proxies_lib"
     )

@@ -310,7 +310,8 @@ def _run_traces(method: str, runs: pd.DataFrame, quantity: str, facets: dict) ->
     median = runs.groupby("step")[quantity].median()
     hover = f"<b>{name}</b>, median<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
     bold = {"mode": "lines", "line": {"width": 2.4}, "hovertemplate": hover}
-    return [*traces, trace(name, median.index, median, facets, pair, **bold)]
+    meta = {"keys": " ".join(in_order(runs["key"]))}
+    return [*traces, trace(name, median.index, median, facets, pair, meta=meta, **bold)]
 
 
 def _summary_of_curves(frame: pd.DataFrame, quantities: list[str]) -> Table:
@@ -424,7 +425,7 @@ def _histograms(frame: pd.DataFrame) -> Drawing:
 def _outline(method: str, bars: pd.DataFrame, row: str) -> dict:
     """The mean histogram of the seeds as steps."""
     mean = bars.groupby(["left", "right"], as_index=False)["share"].mean()
-    name = plots.shown(method)
+    name, keys = plots.shown(method), " ".join(in_order(bars["key"]))
     return trace(
         name,
         [*mean["left"], mean["right"].iloc[-1]],
@@ -433,7 +434,8 @@ def _outline(method: str, bars: pd.DataFrame, row: str) -> dict:
         colors.of_method(method),
         mode="lines",
         line={"shape": "hv", "width": 1.8},
-        hovertemplate=f"<b>{name}</b><br>from %{{x}}: %{{y:.3g}}<extra></extra>",
+        hovertemplate=f"<b>{name}</b><br>from %{{x}}: %{{y:.3g}}{run_lines(keys)}<extra></extra>",
+        meta={"keys": keys},
     )
 
 
