@@ -189,8 +189,9 @@ def _added() -> list[tuple[str, str]]:
 
 
 def _newest(names: set[str]) -> str | None:
-    listed = _git("rev-list", "--no-walk=sorted", *sorted(names)).split() if names else []
-    return next(iter(listed), None)
+    """The commit that comes after the others; of several branches, the one with the last date."""
+    ends = _git("merge-base", "--independent", *sorted(names)).split() if names else []
+    return next(iter(_git("rev-list", "--no-walk=sorted", *ends).split()), None) if ends else None
 
 
 @functools.cache
