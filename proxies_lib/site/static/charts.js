@@ -2,7 +2,6 @@
 "use strict";
 
 (() => {
-  const narrow = matchMedia("(max-width: 40rem)");
   const coarse = matchMedia("(pointer: coarse)");
   const isDark = () => {
     const theme = document.documentElement.dataset.theme;
@@ -56,8 +55,8 @@
   const config = {
     responsive: true,
     displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"],
-    displayModeBar: "hover",
+    modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d"]],
+    displayModeBar: coarse.matches ? true : "hover",
   };
 
   class Drawing {

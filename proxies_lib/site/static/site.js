@@ -29,14 +29,15 @@
 
   // ---------------------------------------------------------------- what scrolls can be reached
 
+  const SCROLLS = ".scroll, pre, .output_area, .text_cell_render";
+
   function makeReachable() {
-    for (const part of document.querySelectorAll(".scroll, pre")) {
+    for (const part of document.querySelectorAll(SCROLLS)) {
       const scrolls = part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight;
       if (scrolls) part.tabIndex = 0; else part.removeAttribute("tabindex");
-      if (scrolls && part.matches(".scroll")) {
-        part.setAttribute("role", "group");
-        part.setAttribute("aria-label", part.querySelector("caption")?.textContent ?? "Table");
-      }
+      if (!scrolls || part.matches("pre")) continue;
+      part.setAttribute("role", "group");
+      part.setAttribute("aria-label", part.querySelector("caption")?.textContent ?? "Wide content");
     }
   }
   makeReachable();
