@@ -156,7 +156,7 @@ def size_axis(sizes) -> dict:
 def level(y: float, text: str, above: bool = True) -> dict:
     """A dotted line across the chart with its name, as parts of a layout."""
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": number(y), "y1": number(y)}
-    label = {"text": text, "textposition": "start", "yanchor": "bottom" if above else "top"}
+    label = {"text": text, "textposition": "end", "yanchor": "bottom" if above else "top"}
     return {"shapes": [{**line, "label": label}]}
 
 

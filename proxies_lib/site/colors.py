@@ -10,6 +10,9 @@ PANELS = ("#ffffff", "#161b22")
 
 CONTRAST = 3.0  # of a line with its panel, at the least (WCAG 1.4.11)
 
+# Of a color with each panel, before it is faded: on a dark one thin lines want more.
+WANTED = (3.0, 5.0)
+
 # Matplotlib's markers by the names that Plotly gives them.
 SYMBOLS = {
     "o": "circle",
@@ -51,17 +54,18 @@ def mixed(color: str, other: str, share: float) -> str:
     return matplotlib.colors.to_hex((red, green, blue))
 
 
-def legible(color: str, panel: str) -> str:
-    """`color`, moved away from the panel's until it can be told from it."""
+def legible(color: str, panel: str, wanted: float) -> str:
+    """`color`, moved away from the panel's until it has the `wanted` contrast."""
     away = "#000000" if _luminance(panel) > 0.5 else "#ffffff"
     shares = np.linspace(0, 1, 41)
     tries = (mixed(color, away, share) for share in shares)
-    return next(tried for tried in tries if contrast(tried, panel) >= CONTRAST)
+    return next(tried for tried in tries if contrast(tried, panel) >= wanted)
 
 
 def pair(color) -> Pair:
     """A color of a figure for both pages."""
-    light, dark = (legible(matplotlib.colors.to_hex(color), panel) for panel in PANELS)
+    plain = matplotlib.colors.to_hex(color)
+    light, dark = (legible(plain, *aim) for aim in zip(PANELS, WANTED, strict=True))
     return light, dark
 
 
