@@ -53,7 +53,8 @@ class Chart:
         """What stands for the chart where it is not seen."""
         named = dict.fromkeys(t["name"] for t in self.traces if not t["meta"].get("quiet"))
         y, x = (self.layout[axis]["title"]["text"] for axis in ("yaxis", "xaxis"))
-        return f"{self.title}: {y} against {x}. {'; '.join(named)}. The numbers are in the tables."
+        curves = "; ".join(named)
+        return f"{self.title}: {y or 'arms'} against {x}. {curves}. The numbers are in the tables."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +128,14 @@ def numbers(values: Iterable) -> list:
 
 def axis(title: str, values=None, log: bool = False, **more) -> dict:
     """An axis, with a range that holds all `values` where there are any."""
-    made = {"title": {"text": title}, **({"type": "log"} if log else {}), **more}
+    made: dict = {"title": {"text": title}, "exponentformat": "power" if log else "none"}
+    if log:
+        made["type"] = "log"
     if values is not None:
-        made["range"] = _range(values, log)
-    return made
+        made["range"] = low, high = _range(values, log)
+        if log and high - low > 1.5:  # decades: ticks between them would crowd the axis
+            made["dtick"] = 1
+    return {**made, **more}
 
 
 def _range(values, log: bool) -> list[float]:

@@ -47,7 +47,8 @@ def drawn(path: pathlib.Path, figure: Figure) -> Drawn | None:
     heading, _, prose = text.partition("\n")
     outputs = cells[place].get("outputs", [])
     alts = [output.get("metadata", {}).get("image/png", {}).get("alt") for output in outputs]
-    title = heading.lstrip("# ") or figure.name
+    words = heading.lstrip("# ")
+    title = words if words.startswith("Figure") else f"Figure {figure.name} · {words}"
     return Drawn(
         title, prose, cells[place].source, _anchor(cells[place]), next(filter(None, alts), title)
     )

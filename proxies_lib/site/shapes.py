@@ -255,6 +255,8 @@ def _cell(value) -> str:
 
 # ------------------------------------------------------------------ curves of training
 
+MARKS = "Reference lines are in the picture only."  # a csv does not have them
+
 _DESCRIBING = {"panel", "key", "seed", "method", "n_params", "lr", "step", "point"}
 
 
@@ -273,7 +275,7 @@ def _trajectories(frame: pd.DataFrame) -> Drawing:
     ]
     options = {"arm": arms(frame["method"])}
     options |= {facet: [Option(v) for v in in_order(values)] for facet, values in facets.items()}
-    note = "Bold: median of the seeds. Faint: each seed."
+    note = f"Bold: median of the seeds. Faint: each seed. {MARKS}"
     tables = [_summary_of_curves(frame, quantities)]
     return Drawing(charts, options, tables, note, min(3, len(points_)))
 
@@ -347,7 +349,8 @@ def _rms(frame: pd.DataFrame) -> Drawing:
         rows += [[title, option.value, *row] for option, means in lines for row in _rms_rows(means)]
     head = ["panel", "line", "at", "mean", "least seed", "greatest seed", "runs"]
     table = Table("Root mean squares, mean of the seeds", head, rows)
-    return Drawing(charts, facets, [table], "Line: mean of the seeds. Band: least to greatest.", 3)
+    note = f"Line: mean of the seeds. Band: least to greatest seed. {MARKS}"
+    return Drawing(charts, facets, [table], note, 3)
 
 
 def _axis_of(x: str, panel: pd.DataFrame) -> dict:
@@ -462,7 +465,7 @@ def _dots(frame: pd.DataFrame) -> Drawing:
             for method in methods
             for made in _dot_traces(method, frame[frame["method"] == method], quantity)
         ]
-        y = axis("arm", type="category", categoryarray=shown[::-1], categoryorder="array")
+        y = axis("", type="category", categoryarray=shown[::-1], categoryorder="array")
         layout = {"xaxis": axis(words(quantity), frame[quantity]), "yaxis": y}
         charts.append(Chart(words(quantity), traces, layout))
     tables = [_dot_table(frame, quantities), _run_table(frame, ["method"], quantities)]

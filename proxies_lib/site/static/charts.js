@@ -70,7 +70,8 @@
         json: figure.querySelector("script"),
         data: null,
       }));
-      this.form.hidden = !this.form.querySelector("fieldset") && this.charts.length === 0;
+      this.form.hidden = false;
+      this.form.querySelector(".all").hidden = !this.form.querySelector("fieldset");
       element.querySelector(".how").hidden = false;
       this.form.addEventListener("change", () => this.show());
       this.form.querySelector(".all").addEventListener("click", () => {
