@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from proxies_lib.config import UserError
-from proxies_lib.science import bisection, protocol, score
+from proxies_lib.config import UserError, grid
+from proxies_lib.science import bisection, protocol, report, score
 from proxies_lib.science.claims import CONTRADICTED, HOLDS, UNDECIDED, UNTESTABLE
 from proxies_lib.science.score import Prediction
 
@@ -315,3 +315,59 @@ def test_the_table_has_a_line_per_method_and_rounded_intervals():
     assert head.startswith("| method | S, nats | S − none | S − qk-layernorm | diverging LR |")
     assert "verdict" not in head and "| 1.5 [1.5, 1.5] |" in lines[2]
     assert "| +10 [+10, +10] |" in lines[2] and "nan" not in "".join(lines)
+
+
+def test_predictions_are_written_before_the_runs_and_stand(smoke, tmp_path, monkeypatch):
+    """Others, later, for the same runs do not replace them; for other runs they do."""
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path))
+    writing = protocol.study("smoke", publish=True)
+    runs = {"a": grid(smoke, {"seed": (0, 1)}), "b": grid(smoke, {"seed": (2,)})}
+    first = {
+        "a": Prediction("S falls.", "S - none", below=0.0),
+        "b": {"words": "It learns more.", "measure": "best_loss", "above": 1.5},
+    }
+    score.write_down(first, runs, writing)
+    later = {"a": Prediction("S rises.", "S - none", above=0.0)}
+    written = score.write_down(later, dict(reversed(runs.items())), writing)
+    assert score.predictions_of(written) == {"a": first["a"], "b": Prediction(**first["b"])}
+    assert written["runs_stored"].eq(0).all()
+    other = score.write_down(later, {"a": grid(smoke, {"seed": (7,)})}, writing)
+    assert score.predictions_of(other) == later
+    with pytest.raises(UserError, match="predictions='c': must be one of a, b"):
+        score.write_down({"c": later["a"]}, runs, writing)
+
+
+def test_a_study_that_reads_writes_no_prediction(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path))
+    runs, given = {"a": [smoke]}, {"a": Prediction("S falls.", "S - none", below=0.0)}
+    shown = score.write_down(given, runs, protocol.study("smoke"))
+    assert score.predictions_of(shown) == given and not list(tmp_path.iterdir())
+
+
+def test_a_ratio_is_taken_seed_by_seed():
+    heights = pd.DataFrame(
+        {
+            "method": ["burst", "burst", "mended", "mended", "mended"],
+            "seed": [0, 1, 1, 0, 2],
+            "height": [2.0, 4.0, 1.0, 1.0, 1.0],
+        }
+    )
+    ratios = score.paired_ratio(heights, "height", "burst")
+    assert ratios["height / burst"].tolist()[2:4] == [0.25, 0.5]
+    assert ratios["height / burst"].isna().tolist() == [True, True, False, False, True]
+    halved = {"mended": Prediction("The spike is halved.", "height / burst", below=0.6)}
+    (verdict,) = score.verdicts(ratios, halved, STUDY)
+    assert verdict["effect"] == pytest.approx(0.375) and verdict["n"] == 2
+
+
+def test_published_scores_are_read_from_the_numbers_of_the_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXIES_FIGURES", str(tmp_path / "figures"))
+    assert score.published("laptop") is None
+    known = brackets(KNOWN | {"qk-layernorm": [np.inf] * 4})
+    given = {"softcap": Prediction("S falls.", "S - none", below=0.0)}
+    scores = score.score(*made_up(), STUDY, predictions=given, brackets=known)
+    drawn = {"seeds": score.measured(*made_up(), STUDY), "scores": scores}
+    table = report._csv(drawn)
+    (tmp_path / "figures/laptop").mkdir(parents=True)
+    (tmp_path / "figures/laptop/fig_ideas_score.csv").write_bytes(table)
+    assert score.score_table(score.published("laptop")) == score.score_table(scores)

@@ -465,7 +465,7 @@ def readable(scores: pd.DataFrame, anchors: tuple[str, ...] = ANCHORS) -> pd.Dat
     ]
     if "cost" in scores:
         columns["step, % (noisy)"] = [_percent(*cost) for cost in _three(scores, "cost")]
-    columns["seeds"] = list(scores["seeds"])
+    columns["seeds"] = [int(n) for n in scores["seeds"]]  # in a csv beside empty cells: 4.0
     if scores["verdict"].notna().any():
         columns["prediction"] = list(scores["prediction"].fillna("–"))
         columns["verdict"] = list(scores["verdict"].fillna("–"))
