@@ -51,6 +51,7 @@ def made_up(seeds=SEEDS, n_params=100, shapes=SHAPES):
                         "batch_size": 4,
                         "compute_dtype": "float32",
                         "device": "cpu",
+                        "commit": "abc",
                         "steps": 40,
                         "seed": seed,
                         "lr": lr,
@@ -243,8 +244,9 @@ def test_the_cost_of_a_step_is_the_median_over_pairs_of_equal_shape():
     noisy = score.cost(table.assign(train_seconds=table["train_seconds"] * odd)).loc["softcap"]
     assert noisy["cost"] == pytest.approx(10.0)
     assert (noisy["cost lo"], noisy["cost hi"]) == pytest.approx((-45, 120))
-    elsewhere = table.assign(device=table["method"])
-    assert score.cost(elsewhere).empty, "another machine is no pair"
+    for name in ("device", "commit"):
+        elsewhere = table.assign(**{name: table["method"]})
+        assert score.cost(elsewhere).empty, "another machine, or another day, is no pair"
     diverged = table.assign(diverged=table["lr"] == 1)
     assert score.cost(diverged).loc["softcap", "cost n"] == 8
 

@@ -85,6 +85,17 @@ METHODS = {  # color, marker; several names of one configuration share them
     "qk-layernorm whole": ("#b5428c", "s"),
     "squared_relu attention": ("#3a9d5d", "^"),
     "the intervention": ("#2f9e6e", "D"),
+    "soft-cap 50": ("#e0b000", "v"),
+    "soft-cap 10": ("#f08a24", "<"),
+    "QK-Clip": ("#d9482b", "s"),
+    "µ-centering": ("#6b6b6b", "D"),
+    "Muon": ("#8e5bbf", "p"),
+    "Muon, QK-Clip": ("#5e3c99", "P"),
+    "StableAdamW": ("#a65628", "^"),
+    "qk-layernorm, peri-LN": ("#2f9e6e", "D"),
+    "qk-layernorm, soft-cap 50": ("#3f9c9a", ">"),
+    "burst": RED,
+    "burst, StableAdamW": ("#a65628", "^"),
     "without the burst": BLUE,
     "with the burst": RED,
     "ε = 1e-8, no burst": BLUE,
@@ -889,6 +900,7 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
         else:
             plain_numbers(ax.xaxis)
     axes[0].set_yticklabels(map(shown, methods))
+    axes[0].margins(y=max(0.05, 0.3 / len(methods)))  # a whole marker at the first and last line
     axes[0].invert_yaxis()
     note(
         fig,
