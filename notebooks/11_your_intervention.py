@@ -398,9 +398,9 @@ report.save(figure, "fig_ideas_burst", drawn, disturbed_runs, this)
 # What keeps logits small helps, and more the earlier it acts: a cap in front of the softmax a
 # little, a clip after the step more, a norm on queries and keys still more. What changes the
 # optimizer's step only, as StableAdamW does, leaves the cliff where it is, but halves a spike that
-# stale moments make. A norm behind each branch helps most, on top of qk-layernorm, for a few percent
-# of a step. Rybakov et al. see a cap on top of qk-layernorm take 1.5 times the learning rate; here,
-# where normed logits hardly reach the cap, it does not.
+# stale moments make. A norm behind each branch, on top of qk-layernorm, helps most. Rybakov et al.
+# see a cap on top of qk-layernorm take 1.5 times the learning rate; here, where normed logits
+# hardly reach the cap, it does not.
 
 # %% [markdown]
 # ## Verdicts
