@@ -41,13 +41,16 @@ def write_between_markers(page: str, text: str, name: str):
     Raises UserError where the page has no such markers.
     """
     path = paths.root() / page
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    old = path.read_text("utf-8")
-    if begin not in old or end not in old:
-        raise UserError(f"{path.name}: has no {begin} … {end} markers")
-    head, tail = old.split(begin, 1)
-    new = f"{head}{begin}\n\n{text}\n\n{end}{tail.split(end, 1)[1]}"
+    new = _between_markers(path.name, path.read_text("utf-8"), text, name)
     paths.write_atomically(path, new.encode())
+
+
+def _between_markers(page: str, old: str, text: str, name: str) -> str:
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if begin not in old or end not in old:
+        raise UserError(f"{page}: has no {begin} … {end} markers")
+    head, tail = old.split(begin, 1)
+    return f"{head}{begin}\n\n{text}\n\n{end}{tail.split(end, 1)[1]}"
 
 
 # ------------------------------------------------------------------ scoreboard and digest
@@ -76,9 +79,14 @@ def write_scoreboard():
         "digest": digest(rows, front, sentences(readme)),
     }
     scored = {"scores": scores(boards)}
+    written = {}
     for page, texts in {SCOREBOARD: board, README: digested, INTERVENTIONS: scored}.items():
+        path = paths.root() / page
+        written[path] = path.read_text("utf-8")
         for name, text in texts.items():
-            write_between_markers(page, text, name)
+            written[path] = _between_markers(path.name, written[path], text, name)
+    for path, text in written.items():
+        paths.write_atomically(path, text.encode())
 
 
 def verdicts_in_columns(boards: dict[str, pd.DataFrame]) -> str:
