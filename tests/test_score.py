@@ -1,5 +1,6 @@
 """The score of interventions: on made-up runs, against closed forms and scipy's paired test."""
 
+import pathlib
 import re
 
 import numpy as np
@@ -7,10 +8,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from proxies_lib import cli
 from proxies_lib.config import UserError, grid
 from proxies_lib.science import bisection, protocol, report, score
 from proxies_lib.science.claims import CONTRADICTED, HOLDS, UNDECIDED, UNTESTABLE
 from proxies_lib.science.score import Prediction
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LRS = (0.01, 0.1, 1.0)
 
@@ -373,3 +377,30 @@ def test_published_scores_are_read_from_the_numbers_of_the_figure(tmp_path, monk
     (tmp_path / "figures/laptop").mkdir(parents=True)
     (tmp_path / "figures/laptop/fig_ideas_score.csv").write_bytes(table)
     assert score.score_table(score.published("laptop")) == score.score_table(scores)
+
+
+def test_the_command_prints_the_rows_of_a_notebook(tmp_path, monkeypatch, capsys):
+    """Of section 11 from its committed table; of one's own, anywhere; and one clear line."""
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
+    assert cli.main(["score", "--scale", "smoke"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("| method | S, nats |") and len(rows) == 11
+
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        '# %% tags=["setup"]\n'
+        "from proxies_lib.config import grid, replace\n"
+        "from proxies_lib.science.protocol import study\n"
+        "this = study(scale, overrides, train, publish)\n"
+        '# %% tags=["grid"]\n'
+        "normed = replace(this.base, d_model=8, n_layers=2)\n"
+        'none = replace(normed, qk_norm="none")\n'
+        'axes = {"lr": this.window, "seed": this.seeds}\n'
+        'runs = {"none": grid(none, axes), "qk-layernorm": grid(normed, axes)}\n'
+    )
+    assert cli.main(["score", str(mine), "--scale", "smoke"]) == 0
+    own = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in own] == ["| none", "| qk-layernorm"]
+    assert own[0].split(" | ")[1] == rows[0].split(" | ")[1]
+    assert cli.main(["score", str(tmp_path / "other.py")]) == 2
+    assert capsys.readouterr().err.endswith("other.py': is no file\n")
