@@ -66,7 +66,7 @@ def write_scoreboard():
     if not boards:
         raise UserError("claims: nothing is published yet; `proxies run --publish` does it")
     readme = (paths.root() / README).read_text("utf-8")
-    front = columns.front(boards)
+    front, first = columns.front(boards), columns.front(boards, "01")
     rows = boards[front]
     # All of it is made before anything is written.
     board = {
@@ -75,7 +75,7 @@ def write_scoreboard():
         **{f"scoreboard {scale}": _section_of(scale, boards) for scale in columns.SCALES},
     }
     digested = {
-        "first": first_numbers(rows, front),
+        "first": first_numbers(boards[first], first),
         "digest": digest(rows, front, sentences(readme)),
     }
     scored = {"scores": scores(boards)}

@@ -141,6 +141,8 @@ def test_the_front_is_the_night_once_it_is_whole():
     assert columns.front({"laptop": laptop}) == "laptop"
     assert columns.front({"laptop": laptop, "night": part}) == "laptop"
     assert columns.front({"laptop": laptop, "night": laptop}) == "night"
+    assert columns.front({"laptop": laptop, "night": part}, SECTIONS[0]) == "night"
+    assert columns.front({"laptop": laptop, "night": part}, SECTIONS[-1]) == "laptop"
 
 
 # ------------------------------------------------------------------ pages
@@ -176,7 +178,7 @@ def test_the_pages_show_every_published_scale(project):
     assert between(page, "side-by-side") == "|  | laptop |\n| --- | --- |\n| S | 0.69, 3 |"
 
     assert between(readme, "first").startswith("![Loss against learning rate")
-    assert "](figures/laptop/fig01_lr_sensitivity.png)" in between(readme, "first")
+    assert "](figures/night/fig01_lr_sensitivity.png)" in between(readme, "first")
     assert "At laptop scale. Of 10 checks" in between(readme, "digest")
     assert "\nold\n" not in page + readme
     assert cli.main(["claims", "--pages", "--scale", "night"]) == 0
