@@ -381,7 +381,11 @@ def _protocol(study: Study) -> dict[str, str]:
         "longest training (Fig. 4)": f"{study.horizon * base.hparams.steps} steps",
         "batch × length": f"{base.train.batch_size} × {model.seq_len}",
         "steps (warm-up)": f"{base.hparams.steps} ({base.hparams.warmup_steps})",
+        "sizes where no trend is the claim": _sizes(study.few_sizes),
         "seeds": str(len(study.seeds)),
+        "seeds of dear arms, of sections 10 and 11": ", ".join(
+            str(len(seeds)) for seeds in (study.few_seeds, study.adam_seeds, study.ideas_seeds)
+        ),
         "learning rates": ", ".join(f"{lr:g}" for lr in study.lrs),
         "window of S": f"{study.window[0]:g} – {study.window[-1]:g}",
         "compute": model.compute_dtype,
