@@ -157,13 +157,13 @@ report.save(figure, "figE01_qk_norms", {"trajectories": drawn}, points, this)
 # %% [markdown]
 # ## What we see
 #
-# **On the laptop.** Without qk-layernorm the learning rate at which training fails falls as the model grows, and the
-# attention logits of the first block climb by orders of magnitude before it does, by the length of
-# queries and keys, at a high learning rate in the small model and at a lower one in the large. With
-# qk-layernorm the logits stay small and the cliff is gone; what remains is a slope: at the highest
-# learning rates so short a training loses more than a tenth of what the best one learns. LR
-# sensitivity rises with N only without qk-layernorm: with it, the low end of the window, which
-# under-trains small models most, weighs as much as the high end.
+# **On the laptop.** Without qk-layernorm the learning rate at which training fails falls as the
+# model grows, and the attention logits of the first block climb by orders of magnitude before it
+# does, by the length of queries and keys, at a high learning rate in the small model and at a lower
+# one in the large. With qk-layernorm the logits stay small and the cliff is gone; what remains is a
+# slope: at the highest learning rates so short a training loses more than a tenth of what the best
+# one learns. LR sensitivity rises with N only without qk-layernorm: with it, the low end of the
+# window, which under-trains small models most, weighs as much as the high end.
 #
 # **At night,** with fifteen times the tokens, the effect has the size that the paper reports: the
 # slope with qk-layernorm is gone. The learning rate that fails falls with width a little slower
