@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from proxies_lib import cli, config, pages, paths
+from proxies_lib.cli import results
 from proxies_lib.config import UserError
 from proxies_lib.science import claims
 
@@ -165,7 +166,7 @@ def test_a_full_disk_is_one_clear_line(monkeypatch, capsys):
     def full(options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "figures/a.png")
 
-    monkeypatch.setattr(cli, "_claims", full)
+    monkeypatch.setattr(results, "_claims", full)
     assert cli.main(["claims"]) == 1
     assert capsys.readouterr().err == "proxies: figures/a.png: No space left on device\n"
 
