@@ -1,26 +1,66 @@
 """What can be typed: the parser of `proxies` and of its commands."""
 
-from proxies_lib.cli import budget, data, results, sections
-from proxies_lib.cli.options import Parser
+import argparse
+
+from proxies_lib.cli import ask, budget, completion, data, results, sections
+from proxies_lib.cli.options import Parser, shown_examples
 
 ABOUT = (
-    "The command `proxies`: plan and run sections, read tables, claims and figures, prepare data, "
+    "Plan and run sections, read tables, claims and figures, ask and compare, prepare data, "
     "measure speed."
 )
+
+EXAMPLES = """
+plan 01                     # what section 01 would train, and how long it takes
+run 01 02                   # train what is missing, then execute the notebooks
+show 53d53ac60a90           # a point of a figure: its run
+diff laptop laptop-xeon     # two labels: verdicts that changed, losses of common runs
+"""
+
+# Exit statuses, for the help and docs/cli.md.
+STATUSES = {
+    0: "done",
+    1: "the disk refuses: full, read-only, not there",
+    2: "bad input, or something is missing, damaged or failed; one line says what",
+    130: "interrupted with Ctrl-C; finished runs are kept",
+    143: "stopped by SIGTERM; finished runs are kept",
+}
 
 
 def parser_and_commands():
     """The parser, and its commands by name: each has its words as `description`."""
-    parser = Parser(prog="proxies", description=ABOUT)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    statuses = "\n".join(f"  {status:<4} {words}" for status, words in STATUSES.items())
+    parser = Parser(
+        prog="proxies",
+        description=ABOUT,
+        epilog=f"{shown_examples(EXAMPLES)}\n\nexit status:\n{statuses}",
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the version and the commit, and end"
+    )
+    parser.set_defaults(call=lambda options: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser, title="commands")
 
-    def command(name, call, text):
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(call=call)
+    def command(name, call, text, examples):
+        about = f"{text[0].upper()}{text[1:]}."
+        added = commands.add_parser(
+            name, help=text, description=about, epilog=shown_examples(examples)
+        )
+        added.set_defaults(call=call, about=text)
         return added
 
-    sections.add(command)
-    results.add(command)
-    budget.add(command)
-    data.add(command)
+    for group in (sections, results, ask, budget, data, completion):
+        group.add(command)
     return parser, commands.choices
+
+
+class _Version(argparse.Action):
+    """`--version`: asked for only where it is wanted, as git takes a moment."""
+
+    def __call__(self, parser, *_):
+        import importlib.metadata
+
+        from proxies_lib.runs import provenance
+
+        version = importlib.metadata.version("proxies-lib")
+        parser.exit(0, f"proxies {version}, commit {provenance.commit()}\n")

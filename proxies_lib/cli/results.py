@@ -6,30 +6,94 @@ import pathlib
 import sys
 
 from proxies_lib import paths
+from proxies_lib.cli import completion, screen
 from proxies_lib.cli.options import (
     add_json,
     add_label,
+    add_option,
     add_overrides,
+    add_quiet,
     new_folder,
     overrides_of,
     print_json,
+    refuse_beside,
 )
-from proxies_lib.config import UserError, refuse
+from proxies_lib.config import refuse
 from proxies_lib.science import protocol
 
 
 def add(command):
-    """merge, table, claims, reference: what the store and the published tables hold."""
+    """merge, table, claims, score, reference: what the store and the published tables hold."""
     merge = command(
-        "merge", _merge, "bring runs of other stores into one, and pack it into files below 16 MiB"
+        "merge",
+        _merge,
+        "bring runs of other stores into one, and pack it into files below 16 MiB",
+        """
+        merge shards/* --store papermill_runs/store
+        merge                                    # only pack the store
+        """,
     )
     merge.add_argument(
         "sources", nargs="*", metavar="SOURCE", help="a store or a pack; none: only pack the store"
     )
     merge.add_argument("--store", help="folder of the run store that receives them")
-    table = command("table", _table, "print the exported runs of a scale as csv")
+    add_quiet(merge)
+    _add_table(command)
+    _add_claims(command)
+    _add_score(command)
+    reference = command(
+        "reference",
+        _reference,
+        "print the reference: commands, fields of a run, public functions",
+        "reference --write",
+    )
+    reference.add_argument(
+        "--write", action="store_true", help="write it into docs/reference.md instead"
+    )
+
+
+def _add_table(command):
+    table = command(
+        "table",
+        _table,
+        "print the exported runs of a scale, all of them or those that one asks for",
+        """
+        table --scale laptop > runs.csv
+        table --where 'lr=0.1,d_model=64' --columns key,qk_norm,seed,final_loss
+        table --where 'final_loss<4' --where 'device=AMD EPYC' --json
+        """,
+    )
     add_label(table)
-    claims = command("claims", _claims, "print the scored claims of a scale")
+    table.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITIONS",
+        help="only rows with all of these: NAME=VALUE, also with != < <= > >=, and commas between",
+    )
+    add_option(
+        table,
+        "--columns",
+        metavar="NAMES",
+        help="only these columns, in this order, with commas between",
+        complete=completion.columns,
+    )
+    kind = table.add_mutually_exclusive_group()
+    kind.add_argument("--csv", action="store_true", help="print csv (the default)")
+    kind.add_argument("--json", action="store_true", help="print JSON, an object per run")
+
+
+def _add_claims(command):
+    claims = command(
+        "claims",
+        _claims,
+        "print the scored claims of a scale",
+        """
+        claims                                   # one's own verdicts, else the published ones
+        claims --scale night --json
+        claims --against laptop-xeon             # which verdicts another label has otherwise
+        """,
+    )
     add_label(claims)
     add_json(claims)
     kind = claims.add_mutually_exclusive_group()
@@ -44,11 +108,18 @@ def add(command):
         metavar="LABEL",
         help="compare with the verdicts of another label; "
         "of the same one: one's own with the published ones",
-    )
+    ).completer = completion.labels  # type: ignore[attr-defined]
+
+
+def _add_score(command):
     score = command(
         "score",
         _score,
         "score interventions: a row per method of a notebook, beside its anchors; trains nothing",
+        """
+        score                                    # section 11
+        score my_idea.ipynb --scale night
+        """,
     )
     score.add_argument(
         "notebook",
@@ -58,12 +129,6 @@ def add(command):
     )
     add_overrides(score)
     add_json(score)
-    reference = command(
-        "reference", _reference, "print the reference: commands, fields of a run, public functions"
-    )
-    reference.add_argument(
-        "--write", action="store_true", help="write it into docs/reference.md instead"
-    )
 
 
 def _merge(options):
@@ -74,14 +139,16 @@ def _merge(options):
 
 
 def _table(options):
-    from proxies_lib.runs import tables
+    from proxies_lib.runs import query
     from proxies_lib.science import outputs
 
-    place = outputs.source("papermill_runs", options.scale, "runs.parquet", options.published)
-    runs = place and tables.exported_runs(place)
-    if runs is None:
-        raise UserError(f"scale={options.scale!r}: no exported table yet; run its sections first")
-    runs.to_csv(sys.stdout, index=False)
+    runs = query.where(outputs.runs_of(options.scale, options.published), options.where)
+    if options.columns is not None:
+        runs = runs[query.names(runs, options.columns)]
+    if options.json:
+        print_json(runs)
+    else:
+        runs.to_csv(sys.stdout, index=False)
 
 
 def _claims(options):
@@ -89,6 +156,7 @@ def _claims(options):
     from proxies_lib.science import columns, report
 
     if options.pages:
+        refuse_beside("pages", json=options.json, published=options.published)
         if options.scale not in columns.SCALES:
             refuse("scale", options.scale, f"--pages writes {', '.join(columns.SCALES)}")
         return pages.write_scoreboard()
@@ -99,9 +167,8 @@ def _claims(options):
         print_json(rows)
     else:
         for row in report.short(rows).itertuples():
-            print(
-                f"Fig. {row.figure:4} {row.verdict:24} {row.effect:28} n={row.n}  {row.statement}"
-            )
+            verdict = screen.verdict(row.verdict, 24)
+            print(f"Fig. {row.figure:4} {verdict} {row.effect:28} n={row.n}  {row.statement}")
 
 
 def _print_comparison(rows, options):
@@ -114,8 +181,8 @@ def _print_comparison(rows, options):
         return print_json(both)
     for row in both[~both["same"]].itertuples():
         print(
-            f"{row.claim:22} {row.effect:10.3g} {row.verdict:26} "
-            f"{row.effect_other:10.3g} {row.verdict_other}"
+            f"{row.claim:22} {row.effect:10.3g} {screen.verdict(row.verdict, 26)} "
+            f"{row.effect_other:10.3g} {screen.verdict(row.verdict_other)}"
         )
     held = both[both["verdict"] == claims.HOLDS]
     print(

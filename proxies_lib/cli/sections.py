@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import re
@@ -11,28 +12,50 @@ import sys
 from proxies_lib import paths
 from proxies_lib.cli.options import (
     add_engine,
+    add_json,
     add_protocol,
+    add_quiet,
     new_folder,
     overrides_of,
+    refuse_beside,
     shard_of,
 )
+from proxies_lib.cli.stopping import GO_ON
 from proxies_lib.config import Run, UserError, refuse
 from proxies_lib.science import protocol
 
 
 def add(command):
     """plan, run, figures, export: what a section asks for, trained, shown or carried on."""
-    plan = command("plan", _plan, "print what sections would train, and why, without training")
-    run = command("run", _run, "train what is missing, then execute the notebooks")
+    plan = command(
+        "plan",
+        _plan,
+        "print what sections would train, and why, without training",
+        """
+        plan 01                                  # what section 01 would train, how long it takes
+        plan --scale night --continue --json     # what the committed table of the night lacks
+        """,
+    )
+    run = command(
+        "run",
+        _run,
+        "train what is missing, then execute the notebooks",
+        """
+        run 01 02                                # train their runs once, then draw
+        run 01 --set steps=1600 --seeds 10-14    # a protocol of one's own, under its own label
+        """,
+    )
     figures = command(
         "figures",
         _figures,
         "execute the notebooks on stored or committed runs only: redraw, train nothing",
+        "figures 01 --scale night",
     )
     export = command(
         "export",
         _export_stored,
         "write the runs that are stored so far into the tables of the label, for --continue",
+        "export 01 --scale night --publish",
     )
     for added in (plan, run, figures, export):
         add_protocol(added)
@@ -62,6 +85,10 @@ def add(command):
     run.add_argument(
         "--shard", default="1/1", metavar="i/n", help="only train part i of n (1 ≤ i ≤ n)"
     )
+    add_json(plan)
+    for added in (run, figures, export):
+        add_quiet(added)
+    run.set_defaults(stopped=GO_ON)
     # What a command does not offer, it has at its default.
     plan.set_defaults(publish=False)
     for added in (figures, export):
@@ -118,6 +145,8 @@ def _choose_engine(options):
     if options.workers is not None:
         if options.workers < 1:
             refuse("workers", options.workers, "must be 1 or more")
+        if options.engine == "lanes":
+            refuse("workers", options.workers, "engine lanes has none: it uses every device")
         os.environ["PROXIES_WORKERS"] = str(options.workers)
     if options.engine:
         os.environ["PROXIES_ENGINE"] = options.engine
@@ -135,16 +164,35 @@ def _say_which_project():
 
 
 def _plan(options):
-    from proxies_lib.runs import datasets, engines
+    """What would train; with --json nothing else goes to stdout, remarks go to stderr."""
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        asked = _gather(options)
+        plan = _planned(asked)
+    if options.json:
+        held_out = len(set(asked.held_out))
+        print(json.dumps(plan.summary(_workers()) | {"held_out": held_out}, indent=1))
+    else:
+        _say_held_out(asked.held_out)
+        print(plan.describe(_workers()))
 
-    asked = _gather(options)
+
+def _planned(asked: _Asked):
+    from proxies_lib.runs import datasets
+
     corpora = {(run.data, run.model.vocab_size) for run in asked.runs}
     for name, vocab_size in sorted(corpora):
         if name != "stdlib":  # which prepares itself
             datasets.open_dataset(name, vocab_size)
-    _say_held_out(asked.held_out)
-    plan = _locate(asked.runs, prepare=False, shard=asked.shard)
-    print(plan.describe(engines.cores()))
+    return _locate(asked.runs, prepare=False, shard=asked.shard)
+
+
+def _workers() -> int | None:
+    """Processes that train, a run each; None for engines that train otherwise, or do not know."""
+    from proxies_lib.runs import engines
+
+    engine = engines.chosen_engine()
+    all_of_a_cluster = engine == "ray" and "PROXIES_WORKERS" not in os.environ
+    return None if engine == "lanes" or all_of_a_cluster else engines.cores()
 
 
 def _locate(runs: list[Run], **options):
@@ -156,9 +204,11 @@ def _locate(runs: list[Run], **options):
 
 
 def _run(options):
-    from proxies_lib.runs import engines, provenance, sweep
+    from proxies_lib.runs import provenance, sweep
     from proxies_lib.science import outputs
 
+    if options.distributed:
+        refuse_beside("distributed", workers=options.workers, engine=_unless_lanes(options.engine))
     _join(options.distributed)
     asked = _gather(options)
     _say_held_out(asked.held_out)
@@ -166,8 +216,8 @@ def _run(options):
     sharded = asked.shard[1] > 1
     if not sharded:
         outputs.claim(asked.study, provenance.commit())
-    print(plan.describe(engines.cores()), flush=True)
-    sweep.run(plan)
+    print(plan.describe(_workers()), flush=True)
+    sweep.run(plan, quiet=options.quiet)
     if sharded:
         print(
             f"shard {options.shard} is trained; "
@@ -244,6 +294,10 @@ def _export_stored(options):
     target = outputs.target("papermill_runs", asked.study.label)
     tables.export(table, curves, target)
     print(f"exported {len(stored)} of {len(plan.found)} runs to {target}")
+
+
+def _unless_lanes(engine: str | None) -> str | None:
+    return None if engine in ("auto", "lanes") else engine
 
 
 def _join(distributed: str | None):
