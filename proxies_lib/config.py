@@ -62,7 +62,7 @@ def did_you_mean(word, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word.lower(), by_lower, n=1)
     if not near and len(word) >= 3:
         near = [other for other in by_lower if word.lower() in other][:1]
-    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
 
 
 def component(name: str, text: str) -> str:

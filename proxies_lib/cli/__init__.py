@@ -83,4 +83,8 @@ def reference() -> str:
     from proxies_lib import pages
 
     _, commands = parser_and_commands()
-    return pages.reference({name: one.get_default("about") for name, one in commands.items()})
+    words = {
+        name: (one.get_default("about"), one.get_default("example"))
+        for name, one in commands.items()
+    }
+    return pages.reference(words)

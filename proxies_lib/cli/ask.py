@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 import textwrap
@@ -70,7 +71,20 @@ def add(command):
 
 
 def _print_json(value):
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    """Values of JSON; nan and infinity are null."""
+    print(json.dumps(_plain(value), indent=1, ensure_ascii=False))
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):  # NumPy's scalars
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def _place(path: pathlib.Path) -> str:

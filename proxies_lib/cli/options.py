@@ -221,4 +221,6 @@ def new_folder(field: str, text: str) -> str:
 
 
 def print_json(rows):
-    print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1, ensure_ascii=False))
+    """A frame as JSON, an object per row; nan and infinity are null."""
+    records = rows.to_json(orient="records", double_precision=15)
+    print(json.dumps(json.loads(records), indent=1, ensure_ascii=False))

@@ -46,7 +46,9 @@ def parser_and_commands():
         added = commands.add_parser(
             name, help=text, description=about, epilog=shown_examples(examples)
         )
-        added.set_defaults(call=call, about=text)
+        # The first example without its comment, for docs/reference.md.
+        example = examples.strip().splitlines()[0].partition("#")[0].strip()
+        added.set_defaults(call=call, about=text, example=f"proxies {example}")
         return added
 
     for group in (sections, results, ask, budget, data, completion):
@@ -63,4 +65,5 @@ class _Version(argparse.Action):
         from proxies_lib.runs import provenance
 
         version = importlib.metadata.version("proxies-lib")
-        parser.exit(0, f"proxies {version}, commit {provenance.commit()}\n")
+        print(f"proxies {version}, commit {provenance.commit()}")
+        parser.exit()
