@@ -6,12 +6,12 @@ prepare data, measure speed.
     options     options that several commands have, and how their values are read
     sections    plan, run, figures, export
     results     merge, table, claims, score, reference
-    ask         show, explain, diff
+    show, explain, diff   the commands of these names
     budget      bench, tpu-check, costs
     data        data prepare, data list
     completion  completion; the words that Tab offers
     stopping    Ctrl-C and SIGTERM
-    screen      what a terminal shows: color, aligned columns
+    screen      what is printed: color, aligned columns, JSON
 """
 
 import contextlib

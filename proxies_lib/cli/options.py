@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import json
 import pathlib
 import re
 import textwrap
@@ -215,12 +214,3 @@ def new_folder(field: str, text: str) -> str:
     if not nearest.is_dir():
         refuse(field, text, f"cannot be a folder: {nearest} is a file")
     return str(path)
-
-
-# ------------------------------------------------------------------ what is printed
-
-
-def print_json(rows):
-    """A frame as JSON, an object per row; nan and infinity are null."""
-    records = rows.to_json(orient="records", double_precision=15)
-    print(json.dumps(json.loads(records), indent=1, ensure_ascii=False))

@@ -15,7 +15,6 @@ from proxies_lib.cli.options import (
     add_quiet,
     new_folder,
     overrides_of,
-    print_json,
     refuse_beside,
 )
 from proxies_lib.config import refuse
@@ -146,7 +145,7 @@ def _table(options):
     if options.columns is not None:
         runs = runs[query.names(runs, options.columns)]
     if options.json:
-        print_json(runs)
+        screen.print_json(runs)
     else:
         runs.to_csv(sys.stdout, index=False)
 
@@ -164,7 +163,7 @@ def _claims(options):
     if options.against:
         _print_comparison(rows, options)
     elif options.json:
-        print_json(rows)
+        screen.print_json(rows)
     else:
         for row in report.short(rows).itertuples():
             verdict = screen.verdict(row.verdict, 24)
@@ -178,7 +177,7 @@ def _print_comparison(rows, options):
     published = options.against == options.scale
     both = report.against(rows, report.scoreboard(options.against, published=published))
     if options.json:
-        return print_json(both)
+        return screen.print_json(both)
     for row in both[~both["same"]].itertuples():
         print(
             f"{row.claim:22} {row.effect:10.3g} {screen.verdict(row.verdict, 26)} "
@@ -205,7 +204,7 @@ def _score(options):
     with contextlib.redirect_stdout(sys.stderr):
         scores = score.scored(arms, study, bisect=bool(grids.bisected))
     if options.json:
-        print_json(scores)
+        screen.print_json(scores)
     else:
         print(score.score_table(scores))
 

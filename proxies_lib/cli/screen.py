@@ -1,12 +1,17 @@
-"""What a terminal shows: color, and columns that stand below each other.
+"""What is printed: color, columns that stand below each other, JSON.
 
 Color goes to a terminal only, and not where NO_COLOR is set (no-color.org) or TERM is dumb.
 """
 
+import json
+import math
 import os
+import pathlib
 import re
 import sys
 import unicodedata
+
+from proxies_lib import paths
 
 CODES = {"bold": "1", "faint": "2", "red": "31", "green": "32", "yellow": "33"}
 
@@ -59,3 +64,37 @@ def _padded(text: str, width: int) -> str:
 def _width(text: str) -> int:
     """Columns that a terminal gives to a text: colors and combining marks have none."""
     return sum(not unicodedata.combining(c) for c in re.sub("\033\\[[0-9]*m", "", text))
+
+
+def print_json(value):
+    """Print a value as JSON, a frame as a list of rows; nan and infinity are null."""
+    print(json.dumps(_plain(value), indent=1, ensure_ascii=False))
+
+
+def _plain(value):
+    if hasattr(value, "to_dict"):  # a frame
+        value = value.to_dict("records")
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):  # NumPy's scalars
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def place(path: pathlib.Path) -> str:
+    """A path as one types it in the project's folder."""
+    try:
+        return str(path.relative_to(paths.root()))
+    except ValueError:
+        return str(path)
+
+
+def text(value) -> str:
+    """A value of a field as it is typed: 0.0003, none; those of a list with commas between."""
+    if isinstance(value, tuple):
+        return ", ".join(f"({text(one)})" if isinstance(one, tuple) else text(one) for one in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -50,6 +50,7 @@ class Place:
 
 def keys(beginning: str) -> list[str]:
     """The keys that begin so, in the store and in all tables. Raises UserError where none does."""
+    beginning = beginning.lower()
     allowed = f"must be the first {SHORTEST} to {KEY} of the digits 0-9, a-f of a run's key"
     if not SHORTEST <= len(beginning) <= KEY or set(beginning) - set("0123456789abcdef"):
         refuse("key", beginning, allowed)
@@ -102,7 +103,7 @@ def _from_row(folder: pathlib.Path, row: dict) -> Place:
         folder,
         {name: row[name] for name in FIELDS if name in row},
         {name: row[name] for name in RESULTS},
-        {name: value for name, value in row.items() if name not in named_else},
+        {n: value for n, value in row.items() if n not in named_else and not pd.isna(value)},
         (folder / "curves.parquet").exists(),
     )
 
