@@ -205,14 +205,19 @@ def _figure_links(section: str, label: str) -> str:
 # ------------------------------------------------------------------ reference
 
 
-def reference(commands: dict[str, str]) -> str:
-    """The page docs/reference.md: `commands` and their words, fields of a run, public functions."""
+def reference(commands: dict[str, tuple[str, str]]) -> str:
+    """The page docs/reference.md: `commands` with their words and an example, fields of a run,
+    public functions."""
     parts = [
         "# Reference",
         "Written by `proxies reference --write` from docstrings and fields; do not edit it here.",
         "## Commands",
-        "`proxies COMMAND --help` lists the options.",
-        _table(["command", "what it does"], [(f"`{n}`", text) for n, text in commands.items()]),
+        "`proxies COMMAND --help` lists the options. How to ask and compare, exit statuses, tab"
+        " completion: [cli.md](cli.md).",
+        _table(
+            ["command", "what it does", "for example"],
+            [(f"`{name}`", text, f"`{typed}`") for name, (text, typed) in commands.items()],
+        ),
         "## Fields of a run",
         "`proxies run --set NAME=VALUE` overrides any of them. In a notebook:"
         " `replace(this.base, NAME=VALUE)`. A *younger* field is no part of a run's key while it"

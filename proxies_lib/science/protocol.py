@@ -9,6 +9,7 @@ from proxies_lib.config import (
     FIELDS,
     Run,
     component,
+    did_you_mean,
     digest,
     grid,
     refuse,
@@ -79,6 +80,12 @@ class Study:
         if self.overrides and not name:
             name = digest(dict(self.overrides))[:8]
         return f"{self.scale}-{name}" if name else self.scale
+
+    @property
+    def given(self) -> dict:
+        """The overrides with which `study` makes this protocol again, its name included."""
+        overrides = {name: json.loads(value) for name, value in self.overrides}
+        return overrides | ({"label": self.name} if self.name else {})
 
     @property
     def upper(self) -> tuple:
@@ -372,7 +379,8 @@ def study(
     instead).
     """
     if not isinstance(scale, str) or scale not in scales():
-        refuse("scale", scale, f"must be one of {', '.join(scales())}")
+        near = did_you_mean(scale, scales())
+        refuse("scale", scale, f"must be one of {', '.join(scales())}{near}")
     if not isinstance(overrides or {}, dict):
         refuse("overrides", overrides, "must be a dictionary of names and values")
     overrides = dict(overrides or {})
@@ -410,7 +418,8 @@ def _refuse_override(name: str, value):
         typed(name, value, kind)
         refuse(name, value, f"is swept by the notebooks; set {SWEPT[name]} instead")
     allowed = ["label", *LISTS, *(field for field in FIELDS if field not in SWEPT)]
-    refuse(name, value, f"unknown parameter; allowed are {', '.join(allowed)}")
+    near = did_you_mean(name, allowed)
+    refuse(name, value, f"unknown parameter{near}; allowed are {', '.join(allowed)}")
 
 
 def _following(lists: dict, chosen: Study) -> dict:

@@ -242,7 +242,7 @@ def scoreboard(label: str, published: bool = False) -> pd.DataFrame:
     are wanted. Raises UserError where there is none."""
     place = outputs.source("papermill_runs", label, CLAIMS, published)
     if place is None:
-        raise UserError(f"scale={label!r}: no {CLAIMS} yet; run its sections first")
+        outputs.no_such(label, CLAIMS)
     rows = _read_claims(place / CLAIMS)
     if rows is None:
         raise UserError(f"scale={label!r}: {CLAIMS} is damaged; run its sections again")
