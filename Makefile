@@ -1,5 +1,6 @@
 # make reproduce   re-train and redraw the paper      (SCALE=laptop, ONLY="01" narrows, WORKERS=2)
 # make publish     the same, into the committed outputs, once the code is committed
+# make lab         JupyterLab, where a double click on notebooks/*.py opens a notebook
 # make test        unit tests, and the smoke notebooks under nbval against an empty store
 # make test-trust  the slow suite: 50 random kills, full and read-only disks, damaged files (TRUST_SEED=18: others)
 # make test-ray    the slow suite: `ray` (250 MB) into .venv, then the Ray engine on simulated nodes, one killed mid-run
@@ -8,12 +9,15 @@ ONLY ?=
 WORKERS ?=
 PYTHON ?= python3
 
-.PHONY: reproduce publish test test-ray bench
+.PHONY: reproduce publish lab test test-ray bench
 reproduce: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
 
 publish: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) --publish $(if $(WORKERS),--workers $(WORKERS))
+
+lab: .venv/.ready
+	.venv/bin/proxies lab
 
 test: .venv/.ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile

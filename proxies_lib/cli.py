@@ -81,6 +81,7 @@ def _parser_and_commands():
     _add_results(command)
     _add_budget(command)
     _add_data(command)
+    _add_lab(command)
     return parser, commands.choices
 
 
@@ -319,6 +320,18 @@ def _add_data(command):
     )
     listing = actions.add_parser("list", help="prepared datasets, with counts and fingerprints")
     listing.set_defaults(call=_data_list)
+
+
+def _add_lab(command):
+    lab = command(
+        "lab", _lab, "start JupyterLab, where a double click on notebooks/*.py opens a notebook"
+    )
+    lab.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="ARGUMENT",
+        help="of `jupyter lab`; options of its own stand behind --, as in `lab -- --no-browser`",
+    )
 
 
 # ------------------------------------------------------------------ what was typed
@@ -774,6 +787,15 @@ def _data_list(options):
 
     for line in datasets.describe_all():
         print(line)
+
+
+# ------------------------------------------------------------------ JupyterLab
+
+
+def _lab(options):
+    from proxies_lib.science import lab
+
+    lab.start(options.arguments)
 
 
 if __name__ == "__main__":
