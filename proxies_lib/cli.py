@@ -82,6 +82,7 @@ def _parser_and_commands():
     _add_budget(command)
     _add_data(command)
     _add_lab(command)
+    _add_convert(command)
     return parser, commands.choices
 
 
@@ -331,6 +332,32 @@ def _add_lab(command):
         nargs="*",
         metavar="ARGUMENT",
         help="of `jupyter lab`; options of its own stand behind --, as in `lab -- --no-browser`",
+    )
+
+
+def _add_convert(command):
+    added = command(
+        "convert",
+        _convert,
+        "hand runs to other tools: as csv, parquet, TensorBoard events, an offline W&B project, "
+        "or the parameters of some as safetensors",
+    )
+    added.add_argument(
+        "format", metavar="FORMAT", help="csv, parquet, tensorboard, wandb or safetensors"
+    )
+    _add_protocol(added)
+    added.add_argument("--into", required=True, metavar="FOLDER", help="a new or empty folder")
+    added.add_argument(
+        "--runs",
+        nargs="+",
+        metavar="KEY",
+        help="only these, by their keys in a figure's csv; safetensors needs it",
+    )
+    added.add_argument(
+        "--curves",
+        nargs="+",
+        metavar="NAME",
+        help="only curves whose names begin so, as loss or max_attention_logit/ (default: all)",
     )
 
 
@@ -787,6 +814,23 @@ def _data_list(options):
 
     for line in datasets.describe_all():
         print(line)
+
+
+# ------------------------------------------------------------------ other tools
+
+
+def _convert(options):
+    """Of stored and committed runs; only the parameters of some are made, by training them."""
+    from proxies_lib.science import convert, notebooks
+
+    if options.format not in convert.FORMATS:
+        refuse("format", options.format, f"must be one of {', '.join(convert.FORMATS)}")
+    if options.store is not None:
+        os.environ["PROXIES_STORE"] = _new_folder("store", options.store)
+    into, overrides = _new_folder("into", options.into), _settings(options)
+    study = protocol.study(options.scale, overrides)
+    chosen = convert.wanted(notebooks.choose(options.sections, study), study, overrides)
+    convert.convert(options.format, chosen, into, options.runs, options.curves)
 
 
 # ------------------------------------------------------------------ JupyterLab
