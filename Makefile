@@ -1,25 +1,33 @@
 # make reproduce   re-train and redraw the paper      (SCALE=laptop, ONLY="01" narrows, WORKERS=2)
 # make publish     the same, into the committed outputs, once the code is committed
+# make lab         JupyterLab, where a double click on notebooks/*.py opens a notebook
 # make test        unit tests, and the smoke notebooks under nbval against an empty store
 # make test-trust  the slow suite: 50 random kills, full and read-only disks, damaged files (TRUST_SEED=18: others)
+# make test-install  the slow suite: docs/colab.md in an empty environment outside the checkout
 # make test-ray    the slow suite: `ray` (250 MB) into .venv, then the Ray engine on simulated nodes, one killed mid-run
 SCALE ?= laptop
 ONLY ?=
 WORKERS ?=
 PYTHON ?= python3
 
-.PHONY: reproduce publish test test-ray bench
+.PHONY: reproduce publish lab test test-install test-ray bench
 reproduce: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
 
 publish: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) --publish $(if $(WORKERS),--workers $(WORKERS))
 
+lab: .venv/.ready
+	.venv/bin/proxies lab
+
 test: .venv/.ready
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-trust: .venv/.ready
 	.venv/bin/python -m pytest tests/trust
+
+test-install: .venv/.ready
+	.venv/bin/python -m pytest tests/install
 
 test-ray: .venv/.ready
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,ray]'

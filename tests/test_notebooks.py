@@ -352,3 +352,64 @@ def test_a_notebook_that_cannot_be_written_or_read_is_one_clear_line(execute, tm
     (tmp_path / "grid.py").write_text('# %% tags=["grid"]\nruns = 1 / 0\n')
     with pytest.raises(UserError, match="^grid: a cell of its grid failed .ZeroDivisionError"):
         notebooks.runs_of(tmp_path / "grid.py", {})
+
+
+PARAMETERS = """# %% tags=["parameters"]
+scale = "smoke"
+train = False
+
+# %% tags=["setup"]
+from proxies_lib.science.protocol import study
+
+this = study(scale, {}, train)
+print(this.scale, this.train)
+"""
+
+
+def test_a_slip_in_a_parameter_of_papermill_is_refused_by_the_setup_cell(tmp_path):
+    """Papermill itself logs a name that no cell knows, and executes all the same."""
+    import papermill
+
+    notebook, done = tmp_path / "section.ipynb", tmp_path / "done.ipynb"
+    jupytext.write(jupytext.reads(PARAMETERS, "py:percent"), notebook)
+
+    def execute(parameters):
+        papermill.execute_notebook(
+            notebook,
+            done,
+            parameters,
+            kernel_name=notebooks.KERNEL,
+            language="python",
+            progress_bar=False,
+        )
+
+    with notebooks.quiet_kernel():
+        execute({"scale": "laptop", "train": True})
+        assert nbformat.read(done, as_version=4).cells[-1].outputs[0].text == "laptop True\n"
+        allowed = "scal='laptop': unknown parameter; allowed are scale, train"
+        with pytest.raises(papermill.PapermillExecutionError, match=allowed):
+            execute({"scal": "laptop"})
+
+
+def test_only_what_papermill_injected_last_is_looked_at(monkeypatch):
+    """Whoever sets the parameters again, by hand, is heard; so is a notebook of another kind."""
+
+    class Shell:
+        user_ns = {"In": [], "scal": 1}
+
+    monkeypatch.setattr("IPython.get_ipython", lambda: Shell)
+    own, slip, setup = 'scale = "smoke"\ntrain = True', "# Parameters\nscal = 1\n", "study(scale)"
+    for cells in (
+        ["", own, setup],
+        ["", own, slip, own, setup],
+        ["", own, slip, own, "# Parameters\ntrain = False\n", setup],
+        ["", "cap = 5", slip, setup],
+        ["", "%matplotlib inline", slip, setup],
+        [slip, setup],
+    ):
+        Shell.user_ns["In"] = cells
+        assert protocol.study("smoke").scale == "smoke"
+    for cells in (["", own, slip, setup], ["", own, "# Parameters\n", own, slip, setup]):
+        Shell.user_ns["In"] = cells
+        with pytest.raises(UserError, match="^scal=1: unknown parameter"):
+            protocol.study("smoke")

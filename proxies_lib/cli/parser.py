@@ -2,7 +2,17 @@
 
 import argparse
 
-from proxies_lib.cli import budget, completion, data, diff, explain, results, sections, show
+from proxies_lib.cli import (
+    budget,
+    completion,
+    data,
+    diff,
+    explain,
+    others,
+    results,
+    sections,
+    show,
+)
 from proxies_lib.cli.options import Parser, shown_examples
 
 ABOUT = (
@@ -51,7 +61,7 @@ def parser_and_commands():
         added.set_defaults(call=call, about=text, example=f"proxies {example}")
         return added
 
-    for group in (sections, results, show, explain, diff, budget, data, completion):
+    for group in (sections, results, show, explain, diff, budget, data, others, completion):
         group.add(command)
     return parser, commands.choices
 

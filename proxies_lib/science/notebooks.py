@@ -18,7 +18,7 @@ import jupytext
 from proxies_lib import paths
 from proxies_lib.config import Run, UserError, did_you_mean, refuse
 from proxies_lib.runs import engines
-from proxies_lib.science import outputs
+from proxies_lib.science import outputs, protocol
 from proxies_lib.science.protocol import Study
 
 KERNEL = "python3"
@@ -166,6 +166,33 @@ def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"{path.stem}: {engines.what_failed(error)}") from None
     return target
+
+
+def show(section: str, **parameters):
+    """Run a section in the kernel that this is called from, with its text: its names stay there.
+
+    For a notebook of one's own, wherever it lies: of Colab, for example. `parameters` are those of
+    the section, as papermill's. Raises UserError outside a kernel, for an unknown section or
+    parameter, and what a cell raises.
+    """
+    from IPython import get_ipython
+    from IPython.display import Markdown, display
+
+    shell = get_ipython()
+    if shell is None:
+        raise UserError("show: needs the kernel of a notebook; in a shell, `proxies run` it")
+    scale = parameters.get("scale", "laptop")
+    for name, value in parameters.items():
+        if name not in reading(scale):
+            refuse(name, value, f"unknown parameter; allowed are {', '.join(reading(scale))}")
+    (path,) = choose([section], protocol.study(scale, parameters.get("overrides")))
+    for cell in _read(path).cells:
+        if cell.cell_type != "code":
+            display(Markdown(cell.source))
+            continue
+        shell.run_cell(cell.source).raise_error()
+        if "parameters" in cell.metadata.get("tags", []):
+            shell.push(parameters)
 
 
 def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):

@@ -36,7 +36,7 @@ def collect(
     Training never does, but for `--continue`: then runs that the label's committed table has under
     their own key count as trained.
     """
-    layer = outputs.continued() if study.train else _published_table(study)
+    layer = outputs.continued() if study.train else published_table(study)
     if study.publish:
         outputs.claim(study, provenance.commit())
     all_runs = [run for runs_of_method in runs.values() for run in runs_of_method]
@@ -63,7 +63,7 @@ def count_stored(runs: list[Run]) -> int:
     return len(plan.found) - len(plan.missing)
 
 
-def _published_table(study: Study) -> pathlib.Path:
+def published_table(study: Study) -> pathlib.Path:
     """The folder of the committed table that a study reads where its store lacks a run."""
     published = paths.folder("papermill_runs")
     own = published / study.label
