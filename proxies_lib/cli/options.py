@@ -182,7 +182,7 @@ def _seeds(text: str) -> list[int]:
     parts = [re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part) for part in text.split(",")]
     if not all(parts):
         refuse("seeds", text, "must be like 0,1,2 or 1000-1002")
-    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
     if not all(ranges) or sum(map(len, ranges)) > MOST_SEEDS:
         refuse("seeds", text, f"must be 1 to {MOST_SEEDS} seeds, ranges in growing order")
     return [seed for seeds in ranges for seed in seeds]
