@@ -11,8 +11,6 @@ from proxies_lib.cli import completion
 from proxies_lib.config import did_you_mean, refuse
 from proxies_lib.science.protocol import scales
 
-SCALES = tuple(scales())
-
 MOST_SEEDS = 10_000  # of one command
 
 
@@ -39,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         if word.startswith("-"):
             return did_you_mean(word.partition("=")[0], self._option_string_actions)
         takes_scale = "--scale" in self._option_string_actions
-        return f" (did you mean --scale {word}?)" if takes_scale and word in SCALES else ""
+        return f" (did you mean --scale {word}?)" if takes_scale and word in scales() else ""
 
     def _check_value(self, action, value):
         try:
@@ -109,7 +107,8 @@ def add_overrides(added):
 
 
 def add_scale(added):
-    words = f"{', '.join(SCALES[:-1])} or {SCALES[-1]} (default: laptop)"
+    *others, last = scales()
+    words = f"{', '.join(others)} or {last} (default: laptop)"
     add_option(added, "--scale", default="laptop", help=words, complete=completion.scales)
 
 
