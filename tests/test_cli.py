@@ -75,7 +75,7 @@ BAD = {
     "explain 1 --scale mine": "label='mine': begins with no scale, and has no protocol.json",
     "diff laptop gpu": "no runs.parquet yet",
     "diff smoke smoke": "has no outputs of one's own",
-    "diff laptop ../x": "label='../x': must be 1 to 100",
+    "diff ../x laptop": "label='../x': must be 1 to 100",
     "bench sweep --seconds 3": "seconds=3.0: `proxies bench sweep` takes its own time",
     "bench --counts 5": "counts=[5]: is an option of `proxies bench store`",
     "tpu-check --table --size 4.8B": "size='4.8B': does not go with --table",

@@ -15,7 +15,9 @@ import psutil
 import pytest
 import yaml
 
-from proxies_lib import cli, settings
+from proxies_lib import settings
+from proxies_lib.cli.options import shard_of
+from proxies_lib.cli.parser import parser_and_commands
 from proxies_lib.config import UserError, grid, replace
 from proxies_lib.interventions import intervention
 from proxies_lib.runs import cluster, datasets, engines, sweep, tables
@@ -286,11 +288,11 @@ def test_the_kubernetes_job_covers_every_shard_once(tmp_path, path):
         bash("-c", *container["args"], **environment, JOB_COMPLETION_INDEX=str(i)).split()
         for i in range(n)
     ]
-    shards_trained = [cli._shard(call[call.index("--shard") + 1]) for call in calls]
+    shards_trained = [shard_of(call[call.index("--shard") + 1]) for call in calls]
     assert shards_trained == [(i, n) for i in range(1, n + 1)]
     assert len({call[call.index("--store") + 1] for call in calls}) == n
     for call in calls:
-        cli._parser().parse_args(call)
+        parser_and_commands()[0].parse_args(call)
 
 
 def test_the_tpu_pod_script_runs_the_same_command_on_every_host(tmp_path, path):

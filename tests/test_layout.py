@@ -209,10 +209,11 @@ def test_a_model_with_fused_attention_has_the_same_logits_and_taps(monkeypatch):
 SWEEP = """
 import sys
 host, folder = int(sys.argv[1]), sys.argv[2]
-from proxies_lib import cli, config
+from proxies_lib import config
+from proxies_lib.cli import sections
 from proxies_lib.runs import sweep
 from proxies_lib.science import protocol
-cli._join(f"{sys.argv[3]},2,{host}")
+sections._join(f"{sys.argv[3]},2,{host}")
 runs = config.grid(protocol.scales()["smoke"].base, {"lr": (1e-2, 1e-1), "seed": (0, 1)})
 sweep.run(sweep.plan(runs, f"{folder}/{host}"))
 """

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except stopping.Terminated as stop:
         stopping.say("stopped by SIGTERM", next_step, _typed(arguments))
-        return stop.code
+        return stop.status
     except BrokenPipeError:
         # The reader went away (`| head`). Python would complain once more as it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -11,8 +11,6 @@ from proxies_lib.cli import completion
 from proxies_lib.config import did_you_mean, refuse
 from proxies_lib.science.protocol import scales
 
-SCALES = tuple(scales())
-
 MOST_SEEDS = 10_000  # of one command
 
 
@@ -39,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         if word.startswith("-"):
             return did_you_mean(word.partition("=")[0], self._option_string_actions)
         takes_scale = "--scale" in self._option_string_actions
-        return f" (did you mean --scale {word}?)" if takes_scale and word in SCALES else ""
+        return f" (did you mean --scale {word}?)" if takes_scale and word in scales() else ""
 
     def _check_value(self, action, value):
         try:
@@ -109,7 +107,8 @@ def add_overrides(added):
 
 
 def add_scale(added):
-    words = f"{', '.join(SCALES[:-1])} or {SCALES[-1]} (default: laptop)"
+    *others, last = scales()
+    words = f"{', '.join(others)} or {last} (default: laptop)"
     add_option(added, "--scale", default="laptop", help=words, complete=completion.scales)
 
 
@@ -182,7 +181,7 @@ def _seeds(text: str) -> list[int]:
     parts = [re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part) for part in text.split(",")]
     if not all(parts):
         refuse("seeds", text, "must be like 0,1,2 or 1000-1002")
-    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
     if not all(ranges) or sum(map(len, ranges)) > MOST_SEEDS:
         refuse("seeds", text, f"must be 1 to {MOST_SEEDS} seeds, ranges in growing order")
     return [seed for seeds in ranges for seed in seeds]

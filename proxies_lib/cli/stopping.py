@@ -18,8 +18,10 @@ AGAIN = "start it again with"
 class Terminated(SystemExit):
     """The command was stopped by SIGTERM. As an exit it passes through whatever is under way."""
 
+    status = 128 + signal.SIGTERM
+
     def __init__(self):
-        super().__init__(128 + signal.SIGTERM)
+        super().__init__(self.status)
 
 
 @contextlib.contextmanager

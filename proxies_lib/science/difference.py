@@ -41,8 +41,8 @@ def sides(first: str, second: str, published: bool = False) -> tuple[Side, Side]
         if not (outputs.local("papermill_runs") / config.component("label", first)).is_dir():
             refuse("label", second, "has no outputs of one's own to compare the published ones to")
         one, other = side(first), side(second, published=True)
-        names = (f"{first}, own", f"{first}, published")
-        return tuple(dataclasses.replace(s, name=n) for s, n in zip((one, other), names))
+        one = dataclasses.replace(one, name=f"{first}, own")
+        return one, dataclasses.replace(other, name=f"{first}, published")
     return side(first, published), side(second, published)
 
 

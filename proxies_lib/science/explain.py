@@ -66,7 +66,7 @@ def explained(figure: Figure, label: str) -> Explained:
     path = notebooks.choose([figure.section], study)[0]
     parameters = notebooks.reading(study.scale) | {"overrides": study.given}
     grid = notebooks.grids_of(path, parameters)
-    methods = {}
+    methods: dict[str, list[Run]] = {}
     for of_kind in grid:
         for method, runs in of_kind.items():
             shown = figure.runs({method: runs}, study)
