@@ -5,7 +5,7 @@ P1 = Wortsman et al. 2023 (arXiv 2309.14322); P2 = Molybog et al. 2023 (arXiv 23
 
 Four layers and the command line above them; a lower one never imports a higher one:
 
-    cli.py      the command `proxies`
+    cli/        the command `proxies`
     budget/     how fast, how much memory, what it costs
     science/    what the papers claim: protocols, analysis, checks, figures
     runs/       experiments: datasets, store, checkpoints, sweeps over processes and machines

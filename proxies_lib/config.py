@@ -12,7 +12,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -31,6 +31,8 @@ HISTOGRAM_RANGE = 1.5  # |r| of Adam is at most 1.2 with β (0.9, 0.95) (P2)
 
 SHOWN = 200  # characters of a refused value: a path should be whole
 
+LONGEST_WORD = 60  # characters of what may be a slip of the keyboard
+
 
 def refuse(name: str, value, allowed: str) -> NoReturn:
     """Raise the UserError of a value that is not `allowed`, in one line whatever it is."""
@@ -45,6 +47,22 @@ def shown(value, text=str) -> str:
         return f"a {type(value).__name__} too large to print"
     words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
     return words if len(words) <= SHOWN else f"{words[: SHOWN - 1]}…"
+
+
+def did_you_mean(word, known: Iterable[str]) -> str:
+    """ "; did you mean laptop?", where one of the `known` words is near to `word`; else "".
+
+    A part of a known word is near to it, too: `z_loss` to `02_z_loss`.
+    """
+    if not isinstance(word, str) or len(word) > LONGEST_WORD:
+        return ""
+    import difflib
+
+    by_lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    if not near and len(word) >= 3:
+        near = [other for other in by_lower if word.lower() in other][:1]
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
 
 
 def component(name: str, text: str) -> str:
@@ -365,7 +383,8 @@ def replace(run: Run, **changes) -> Run:
     changes_of: dict[str, dict] = {}  # by part
     for name, value in changes.items():
         if name not in FIELDS:
-            refuse(name, value, f"unknown field; fields are {', '.join(FIELDS)}")
+            near = did_you_mean(name, FIELDS)
+            refuse(name, value, f"unknown field{near}; fields are {', '.join(FIELDS)}")
         changes_of.setdefault(FIELDS[name], {})[name] = value
     changed = changes_of.pop("", {})
     for part, values in changes_of.items():

@@ -69,7 +69,7 @@ class Transformer(nnx.Module):
         logits_NV = places.through("output_logits", logits_NV, h)
         if self.config.logits_dtype == "bfloat16":
             logits_NV = ops.rounded_to_bfloat16(logits_NV)
-        return logits_NV, taps | ops.zeros_unless(probe, _observe_output, logits_NV)
+        return logits_NV, taps | ops.zeros_unless(probe, output_taps, logits_NV)
 
     def _through_blocks(self, x_ND, batch: int, probe, h: dict, place):
         taps = []
@@ -142,7 +142,7 @@ class Attention(nnx.Module):
                 observed += (entering_BHST,)
         out_ND = self.out(mixed_BHKT.transpose(0, 3, 1, 2).reshape(x_ND.shape))
         softmax = self.config.attention == "softmax"
-        observe = functools.partial(_observe_attention, scale, softmax)
+        observe = functools.partial(attention_taps, scale, softmax)
         taps = ops.zeros_unless(probe, observe, *observed)
         if places.has("after"):  # which sees the logits of every step
             largest_H = _sizes(jax.lax.stop_gradient(logits_BHST)).max(axis=(0, 2, 3))
@@ -193,7 +193,7 @@ class LayerNorm(nnx.LayerNorm):
 # ------------------------------------------------------------------ taps
 
 
-def _observe_attention(
+def attention_taps(
     scale, softmax: bool, q_BHKT, k_BHKS, logits_BHST=None, entering_BHST=None
 ) -> dict:
     """Taps of one attention layer, from q and k as they enter the product.
@@ -242,7 +242,7 @@ def _entropy(logits_BHST) -> jax.Array:
     return -terms.sum(axis=-2).mean()
 
 
-def _observe_output(logits_NV) -> dict:
+def output_taps(logits_NV) -> dict:
     log_z_N = jax.nn.logsumexp(logits_NV, axis=-1)
     return {
         "mean_output_logit": logits_NV.mean(),

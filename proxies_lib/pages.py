@@ -44,13 +44,16 @@ def write_between_markers(page: str, text: str, name: str):
     Raises UserError where the page has no such markers.
     """
     path = paths.root() / page
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    old = path.read_text("utf-8")
-    if begin not in old or end not in old:
-        raise UserError(f"{path.name}: has no {begin} … {end} markers")
-    head, tail = old.split(begin, 1)
-    new = f"{head}{begin}\n\n{text}\n\n{end}{tail.split(end, 1)[1]}"
+    new = _between_markers(path.name, path.read_text("utf-8"), text, name)
     paths.write_atomically(path, new.encode())
+
+
+def _between_markers(page: str, old: str, text: str, name: str) -> str:
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if begin not in old or end not in old:
+        raise UserError(f"{page}: has no {begin} … {end} markers")
+    head, tail = old.split(begin, 1)
+    return f"{head}{begin}\n\n{text}\n\n{end}{tail.split(end, 1)[1]}"
 
 
 # ------------------------------------------------------------------ scoreboard and digest
@@ -66,7 +69,7 @@ def write_scoreboard():
     if not boards:
         raise UserError("claims: nothing is published yet; `proxies run --publish` does it")
     readme = (paths.root() / README).read_text("utf-8")
-    front = columns.front(boards)
+    front, first = columns.front(boards), columns.front(boards, "01")
     rows = boards[front]
     # All of it is made before anything is written.
     board = {
@@ -75,13 +78,18 @@ def write_scoreboard():
         **{f"scoreboard {scale}": _section_of(scale, boards) for scale in columns.SCALES},
     }
     digested = {
-        "first": first_numbers(rows, front),
+        "first": first_numbers(boards[first], first),
         "digest": digest(rows, front, sentences(readme)),
     }
     scored = {"scores": scores(boards)}
+    written = {}
     for page, texts in {SCOREBOARD: board, README: digested, INTERVENTIONS: scored}.items():
+        path = paths.root() / page
+        written[path] = path.read_text("utf-8")
         for name, text in texts.items():
-            write_between_markers(page, text, name)
+            written[path] = _between_markers(path.name, written[path], text, name)
+    for path, text in written.items():
+        paths.write_atomically(path, text.encode())
 
 
 def verdicts_in_columns(boards: dict[str, pd.DataFrame]) -> str:
@@ -200,14 +208,19 @@ def _figure_links(section: str, label: str) -> str:
 # ------------------------------------------------------------------ reference
 
 
-def reference(commands: dict[str, str]) -> str:
-    """The page docs/reference.md: `commands` and their words, fields of a run, public functions."""
+def reference(commands: dict[str, tuple[str, str]]) -> str:
+    """The page docs/reference.md: `commands` with their words and an example, fields of a run,
+    public functions."""
     parts = [
         "# Reference",
         "Written by `proxies reference --write` from docstrings and fields; do not edit it here.",
         "## Commands",
-        "`proxies COMMAND --help` lists the options.",
-        _table(["command", "what it does"], [(f"`{n}`", text) for n, text in commands.items()]),
+        "`proxies COMMAND --help` lists the options. How to ask and compare, exit statuses, tab"
+        " completion: [cli.md](cli.md).",
+        _table(
+            ["command", "what it does", "for example"],
+            [(f"`{name}`", text, f"`{typed}`") for name, (text, typed) in commands.items()],
+        ),
         "## Fields of a run",
         "`proxies run --set NAME=VALUE` overrides any of them. In a notebook:"
         " `replace(this.base, NAME=VALUE)`. A *younger* field is no part of a run's key while it"

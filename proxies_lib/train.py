@@ -15,6 +15,7 @@ E batches of an evaluation. A sequence has T + 1 tokens: T inputs, and T labels 
 
 import functools
 import time
+from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -306,7 +307,12 @@ class Trainer:
         self.compile_seconds = time.perf_counter() - started
 
     def train(
-        self, runs: list[Run], dataset: Dataset, group=None, begin: tuple | None = None
+        self,
+        runs: list[Run],
+        dataset: Dataset,
+        group=None,
+        begin: tuple | None = None,
+        keep: Callable[[dict], object] | None = None,
     ) -> list[dict]:
         """Train runs of this program: one, or up to `lanes`. Returns a result per run.
 
@@ -323,7 +329,8 @@ class Trainer:
             curves                   arrays (points,): `step`, the last of a point's log_every;
                                      `loss`, their mean; `gradient_norm`, their largest; taps and
                                      tensor RMS of the last
-        Losses that are not finite are data: they stop the run, never the sweep.
+        Losses that are not finite are data: they stop the run, never the sweep. `keep` is called
+        with the state behind the last step, whose parameters the final loss is of.
 
         Raises checkpoint.Preempted when `group` was asked to stop.
         """
@@ -339,6 +346,8 @@ class Trainer:
         begin = Progress(*begin) if begin else self._begin(h, padded, validation)
         end = self._go_on(begin, h, padded, dataset, group)
         last = self._losses(h, end.state, validation)
+        if keep:
+            keep(end.state)
         seconds = (time.perf_counter() - started) / len(runs)
         results = []
         for lane in range(len(runs)):
@@ -403,10 +412,7 @@ class Trainer:
         return {name: self._of_lanes([n[name] for n in numbers], np.float32) for name in numbers[0]}
 
     def _validation(self, dataset: Dataset):
-        """The sequences that every run is judged on, (E, B, T + 1)."""
-        batch = (self.train_config.batch_size, self.config.seq_len)
-        batches = range(self.train_config.eval_batches)
-        tokens_EBT = np.stack([dataset.batch("validation", 0, i, *batch) for i in batches])
+        tokens_EBT = validation_tokens(self.config, self.train_config, dataset)
         return self.put(tokens_EBT, self.shardings.shared(None, "data"))
 
     def tokens(self, dataset: Dataset, orders: list[DataOrder], begin: int):
@@ -448,6 +454,13 @@ class Trainer:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return jax.tree.map(with_sharding, state, shardings), metrics
+
+
+def validation_tokens(config: ModelConfig, train: TrainConfig, dataset: Dataset) -> np.ndarray:
+    """The sequences that every run is judged on, (E, B, T + 1)."""
+    batch = (train.batch_size, config.seq_len)
+    batches = range(train.eval_batches)
+    return np.stack([dataset.batch("validation", 0, i, *batch) for i in batches])
 
 
 def fetch(values):

@@ -49,7 +49,7 @@ def collected(monkeypatch):
     calls = []
 
     def pretend(loss_of):
-        def collect(runs, study, columns=None):
+        def collect(runs, study, columns=None, brief=False):
             calls.append({method: list(of_method) for method, of_method in runs.items()})
             return made_up(runs, loss_of), pd.DataFrame()
 
@@ -202,3 +202,4 @@ def test_a_study_that_reads_finds_the_rounds_that_one_trained(world, smoke, monk
     pd.testing.assert_frame_equal(committed.brackets, trained.brackets)
     with pytest.raises(UserError, match="^bisection, round 3: table: 1 of 1 runs are not stored"):
         bisection.rounds(one, reading, most=3)
+    assert bisection.rounds(one, reading, most=3, partial=True).runs == trained.runs

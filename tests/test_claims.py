@@ -98,5 +98,8 @@ def test_publishing_replaces_one_section_and_keeps_the_others():
 def test_reading_publishes_nothing():
     study = protocol.study("paper")
     report.publish([verdict([2.0, 3.0])], "01", study)
-    with pytest.raises(config.UserError, match="run its sections first"):
+    with pytest.raises(
+        config.UserError,
+        match="no claims.csv yet; `proxies run --scale paper`",
+    ):
         report.scoreboard("paper")

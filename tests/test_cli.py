@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from proxies_lib import cli, config, pages, paths
+from proxies_lib.cli import results
 from proxies_lib.config import UserError
 from proxies_lib.science import claims
 
@@ -55,6 +56,33 @@ BAD = {
     "data prepare c4 --path nowhere": "tokenizer=None",
     "claims --scale gpu": "no claims.csv yet",
     "nothing": "invalid choice",
+    # What was meant, and which help says more.
+    "rn 01": "invalid choice: 'rn' (choose",
+    "tabel": "(did you mean table?); see proxies --help",
+    "data prepar": "(did you mean prepare?); see proxies data --help",
+    "run 01 --sedes 5": "--sedes 5 (did you mean --seeds?); see proxies run --help",
+    "run 01 --engine lane": "(did you mean lanes?); see proxies run --help",
+    "run 01 --scale lptop": "(did you mean laptop?)",
+    "run z_los": "(did you mean 02_z_loss?)",
+    "run qk": "section='qk': must be one of 00, 01",
+    "run 01 --scale smoke --set z_los=0": "unknown parameter (did you mean z_loss?); allowed are",
+    "claims laptop": "unrecognized arguments: laptop (did you mean --scale laptop?)",
+    "explain E33": "(did you mean E.3?)",
+    # What does not go together, or is not there.
+    "show xyz": "key='xyz': must be the first 2 to 24 of the digits 0-9, a-f",
+    "show 0123456789abcdef": "key='0123456789abcdef': no such run in the store, nor in the tables",
+    "explain nothing": "figure='nothing': must be one of 00, 1, 2, E.1",
+    "explain 1 --scale mine": "label='mine': begins with no scale, and has no protocol.json",
+    "diff laptop gpu": "no runs.parquet yet",
+    "diff smoke smoke": "has no outputs of one's own",
+    "diff ../x laptop": "label='../x': must be 1 to 100",
+    "bench sweep --seconds 3": "seconds=3.0: `proxies bench sweep` takes its own time",
+    "bench --counts 5": "counts=[5]: is an option of `proxies bench store`",
+    "tpu-check --table --size 4.8B": "size='4.8B': does not go with --table",
+    "costs --table --scale gpu": "scale='gpu': does not go with --table",
+    "claims --pages --json": "json=True: does not go with --pages",
+    "run 01 --scale smoke --engine lanes --workers 2": "workers=2: engine lanes has none",
+    "run 01 --scale smoke --distributed --engine ray": "engine='ray': does not go with",
 }
 
 
@@ -165,7 +193,7 @@ def test_a_full_disk_is_one_clear_line(monkeypatch, capsys):
     def full(options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "figures/a.png")
 
-    monkeypatch.setattr(cli, "_claims", full)
+    monkeypatch.setattr(results, "_claims", full)
     assert cli.main(["claims"]) == 1
     assert capsys.readouterr().err == "proxies: figures/a.png: No space left on device\n"
 

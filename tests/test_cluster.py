@@ -10,12 +10,16 @@ import threading
 import time
 import unittest.mock
 
+import jax.numpy as jnp
 import psutil
 import pytest
 import yaml
 
-from proxies_lib import cli, settings
+from proxies_lib import settings
+from proxies_lib.cli.options import shard_of
+from proxies_lib.cli.parser import parser_and_commands
 from proxies_lib.config import UserError, grid, replace
+from proxies_lib.interventions import intervention
 from proxies_lib.runs import cluster, datasets, engines, sweep, tables
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1] / "deploy"
@@ -165,8 +169,19 @@ def kill_a_node_in_the_middle_of_a_run(nodes) -> str:
                 processes[pid].send_signal(signal.SIGCONT)
 
 
-def test_a_node_dies_and_nothing_is_lost_or_trained_twice(tmp_path, nodes, runs, monkeypatch):
+@intervention(version=1, cap=5.0)
+class softcap:
+    def attention_logits(z, h):
+        return h["cap"] * jnp.tanh(z / h["cap"])
+
+
+def test_a_node_dies_and_nothing_is_lost_or_trained_twice(
+    tmp_path, nodes, runs, smoke, monkeypatch
+):
     monkeypatch.setattr(cluster, "Worker", Logged)
+    # Its text is all that a node gets of an intervention.
+    capped = softcap(replace(smoke, steps=2000, qk_norm="none"))
+    runs = runs + grid(capped, {"lr": (0.1, 1.0)})
     victims = []
     killer = threading.Thread(
         target=lambda: victims.append(kill_a_node_in_the_middle_of_a_run(nodes)), daemon=True
@@ -273,11 +288,11 @@ def test_the_kubernetes_job_covers_every_shard_once(tmp_path, path):
         bash("-c", *container["args"], **environment, JOB_COMPLETION_INDEX=str(i)).split()
         for i in range(n)
     ]
-    shards_trained = [cli._shard(call[call.index("--shard") + 1]) for call in calls]
+    shards_trained = [shard_of(call[call.index("--shard") + 1]) for call in calls]
     assert shards_trained == [(i, n) for i in range(1, n + 1)]
     assert len({call[call.index("--store") + 1] for call in calls}) == n
     for call in calls:
-        cli._parser().parse_args(call)
+        parser_and_commands()[0].parse_args(call)
 
 
 def test_the_tpu_pod_script_runs_the_same_command_on_every_host(tmp_path, path):

@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from proxies_lib import config, model, ops, paths
 from proxies_lib.config import UserError, replace
+from proxies_lib.interventions import intervention
 from proxies_lib.layout import Layout, layout_for, memory
 from proxies_lib.runs import tables
 from proxies_lib.science import protocol
@@ -57,17 +59,55 @@ def environment(devices: int) -> dict:
     }
 
 
-@pytest.fixture(scope="module")
-def trained():
-    command = [sys.executable, "-c", TRAIN, json.dumps(config.flat(BASE)), json.dumps(LAYOUTS)]
+def in_layouts(run: config.Run, layouts: dict) -> dict:
+    """What `run` gives in each layout, on eight devices, by the layout's name."""
+    command = [sys.executable, "-c", TRAIN, json.dumps(config.flat(run)), json.dumps(layouts)]
     done = subprocess.run(command, env=environment(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return in_layouts(BASE, LAYOUTS)
+
+
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "one"])
 def test_numbers_do_not_depend_on_the_layout(trained, name):
-    one, other = trained["one"], trained[name]
+    assert_same_numbers(trained["one"], trained[name])
+
+
+@intervention(version=1, tau=2.0)
+class clipped_and_capped:
+    """At three places: before the softmax, after the step on stacked blocks, and on the loss."""
+
+    def attention_logits(z, h):
+        return 50.0 * jnp.tanh(z / 50.0)
+
+    def loss(z, labels, params, h):
+        return 1e-3 * jnp.square(z.max(axis=-1)).mean()
+
+    def after(params, seen, h):
+        def clipped(block, largest_H):
+            attention = block["attention"]
+            kernel = attention["query"]["kernel"]
+            shrink_H = jnp.minimum(1.0, h["tau"] / largest_H)
+            factor = jnp.repeat(shrink_H, kernel.shape[-1] // largest_H.size)
+            return block | {"attention": attention | {"query": {"kernel": kernel * factor}}}
+
+        return model.over_blocks(clipped, params, seen["max_attention_logit_of_head"])
+
+
+def test_an_intervention_is_the_same_in_every_layout(trained):
+    run = clipped_and_capped(replace(BASE, qk_norm="none", lr=0.1))
+    names = ("one", "scan", "data 4", "everything")
+    found = in_layouts(run, {name: LAYOUTS[name] for name in names})
+    for name in names[1:]:
+        assert_same_numbers(found["one"], found[name])
+    assert found["one"]["final_loss"] != trained["one"]["final_loss"]
+
+
+def assert_same_numbers(one: dict, other: dict):
     assert other["final_loss"] == pytest.approx(one["final_loss"], rel=TOLERANCE)
     assert one["curves"].keys() == other["curves"].keys()
     noisy = ("gradient_norm", "grad_rms", "update_rms", "mean_output_logit")
@@ -169,10 +209,11 @@ def test_a_model_with_fused_attention_has_the_same_logits_and_taps(monkeypatch):
 SWEEP = """
 import sys
 host, folder = int(sys.argv[1]), sys.argv[2]
-from proxies_lib import cli, config
+from proxies_lib import config
+from proxies_lib.cli import sections
 from proxies_lib.runs import sweep
 from proxies_lib.science import protocol
-cli._join(f"{sys.argv[3]},2,{host}")
+sections._join(f"{sys.argv[3]},2,{host}")
 runs = config.grid(protocol.scales()["smoke"].base, {"lr": (1e-2, 1e-1), "seed": (0, 1)})
 sweep.run(sweep.plan(runs, f"{folder}/{host}"))
 """

@@ -12,14 +12,14 @@ import pytest
 
 from proxies_lib import config, pages
 from proxies_lib.config import UserError
-from proxies_lib.science import analysis, notebooks, plots, protocol, report
-from proxies_lib.science.figures import FIGURES, of_section
+from proxies_lib.science import analysis, bisection, notebooks, plots, protocol, report
+from proxies_lib.science.figures import BEYOND, FIGURES, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 STUDY = protocol.study("smoke")
 SMOKE = {"scale": "smoke", "train": True, "publish": True, "overrides": {}}
-PAPER = [figure for figure in FIGURES.values() if figure.section not in ("00", "10")]
+PAPER = [figure for figure in FIGURES.values() if figure.section not in ("00", "10", BEYOND)]
 EXECUTED = [
     p
     for scale in protocol.scales()
@@ -27,7 +27,7 @@ EXECUTED = [
 ]
 
 
-def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path):
+def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path, monkeypatch):
     """nbval on the committed smoke notebooks: every cell runs, and prints what it printed."""
     executed = [p for p in EXECUTED if p.parent.name == "smoke"]
     assert [p.stem for p in executed] == [p.stem for p in SOURCES]
@@ -51,10 +51,11 @@ def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path):
         )
     assert done.returncode == 0, done.stdout[-4000:]
     asked = {run for path in SOURCES for runs in notebooks.runs_of(path, SMOKE) for run in runs}
-    assert (
-        len(list((tmp_path / "store").rglob("*.npz"))) == len(asked)
-        and (tmp_path / "figures/smoke").exists()
-    )
+    monkeypatch.setenv("PROXIES_STORE", outputs["PROXIES_STORE"])
+    arms = notebooks.grids_of(notebooks.sections()["11"], SMOKE).bisected
+    asked |= set(notebooks.all_runs(bisection.rounds(arms, STUDY).runs))
+    assert len(list((tmp_path / "store").rglob("*.npz"))) == len(asked)
+    assert (tmp_path / "figures/smoke").exists()
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -248,6 +249,7 @@ def test_every_figure_of_the_paper_has_a_verdict_from_its_own_section(scale, mon
     assert board["claim"].is_unique
     for section in notebooks.sections():
         judged = {figure.name for figure in of_section(section) if section != "00"}
+        judged -= {"ideas"}  # the curves behind "ideas.score"
         assert set(board.loc[board["section"] == section, "figure"]) == judged
 
 
@@ -255,20 +257,13 @@ def test_every_figure_of_the_paper_has_a_verdict_from_its_own_section(scale, mon
 def test_a_configuration_has_one_style_and_the_methods_of_a_notebook_have_several(scale):
     seen = {}
     for path in SOURCES:
-        space = dict(SMOKE, scale=scale, train=False, publish=False)
-        for cell in jupytext.read(path).cells:
-            if {"setup", "grid"} & set(cell.metadata.get("tags", [])):
-                exec(cell.source, space)
-        for method, runs in space["runs"].items():
+        arms = notebooks.grid_of(path, notebooks.reading(scale))
+        for method, runs in arms.items():
             identity = frozenset(runs)
             for other, (style, name) in seen.items():
                 assert other != identity or style == plots.style_of(method), (method, name)
             seen[identity] = plots.style_of(method), method
-        styles = [
-            plots.style_of(method)
-            for method in space["runs"]
-            if not _repeats(space["runs"], method)
-        ]
+        styles = [plots.style_of(method) for method in arms if not _repeats(arms, method)]
         assert len(styles) == len(set(styles)), path.stem
 
 
@@ -357,3 +352,64 @@ def test_a_notebook_that_cannot_be_written_or_read_is_one_clear_line(execute, tm
     (tmp_path / "grid.py").write_text('# %% tags=["grid"]\nruns = 1 / 0\n')
     with pytest.raises(UserError, match="^grid: a cell of its grid failed .ZeroDivisionError"):
         notebooks.runs_of(tmp_path / "grid.py", {})
+
+
+PARAMETERS = """# %% tags=["parameters"]
+scale = "smoke"
+train = False
+
+# %% tags=["setup"]
+from proxies_lib.science.protocol import study
+
+this = study(scale, {}, train)
+print(this.scale, this.train)
+"""
+
+
+def test_a_slip_in_a_parameter_of_papermill_is_refused_by_the_setup_cell(tmp_path):
+    """Papermill itself logs a name that no cell knows, and executes all the same."""
+    import papermill
+
+    notebook, done = tmp_path / "section.ipynb", tmp_path / "done.ipynb"
+    jupytext.write(jupytext.reads(PARAMETERS, "py:percent"), notebook)
+
+    def execute(parameters):
+        papermill.execute_notebook(
+            notebook,
+            done,
+            parameters,
+            kernel_name=notebooks.KERNEL,
+            language="python",
+            progress_bar=False,
+        )
+
+    with notebooks.quiet_kernel():
+        execute({"scale": "laptop", "train": True})
+        assert nbformat.read(done, as_version=4).cells[-1].outputs[0].text == "laptop True\n"
+        allowed = "scal='laptop': unknown parameter; allowed are scale, train"
+        with pytest.raises(papermill.PapermillExecutionError, match=allowed):
+            execute({"scal": "laptop"})
+
+
+def test_only_what_papermill_injected_last_is_looked_at(monkeypatch):
+    """Whoever sets the parameters again, by hand, is heard; so is a notebook of another kind."""
+
+    class Shell:
+        user_ns = {"In": [], "scal": 1}
+
+    monkeypatch.setattr("IPython.get_ipython", lambda: Shell)
+    own, slip, setup = 'scale = "smoke"\ntrain = True', "# Parameters\nscal = 1\n", "study(scale)"
+    for cells in (
+        ["", own, setup],
+        ["", own, slip, own, setup],
+        ["", own, slip, own, "# Parameters\ntrain = False\n", setup],
+        ["", "cap = 5", slip, setup],
+        ["", "%matplotlib inline", slip, setup],
+        [slip, setup],
+    ):
+        Shell.user_ns["In"] = cells
+        assert protocol.study("smoke").scale == "smoke"
+    for cells in (["", own, slip, setup], ["", own, "# Parameters\n", own, slip, setup]):
+        Shell.user_ns["In"] = cells
+        with pytest.raises(UserError, match="^scal=1: unknown parameter"):
+            protocol.study("smoke")

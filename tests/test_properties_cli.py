@@ -156,7 +156,19 @@ def test_plan_is_done_or_refused_in_one_line(arguments):
     done_or_refused(arguments)
 
 
+conditions = st.one_of(
+    st.tuples(names, st.sampled_from(["=", "<=", "!=", ">", "~"]), literals).map("".join),
+    st.lists(assignments, min_size=2, max_size=3).map(",".join),
+    words,
+)
+keys = st.one_of(st.text("0123456789abcdef", max_size=26), words)
+
 reading = st.one_of(
+    st.tuples(st.just("table"), st.just("--where"), conditions),
+    st.tuples(st.just("table"), st.just("--columns"), words),
+    st.tuples(st.just("show"), keys),
+    st.tuples(st.just("explain"), words, st.just("--scale"), words),
+    st.tuples(st.just("diff"), scales, scales),
     st.tuples(st.just("table"), st.just("--scale"), scales),
     st.tuples(st.just("claims"), st.just("--scale"), scales),
     st.tuples(st.just("claims"), st.just("--against"), scales),
@@ -188,6 +200,11 @@ reading = st.one_of(
 @example(("table", "--scale", "\udcff"))
 @example(("claims", "--scale", "x" * 300))
 @example(("merge", "nowhere/" + "x" * 300, "--store", "nowhere/store"))
+@example(("table", "--scale", "smoke", "--where", "lr=" + "9" * 5000))
+@example(("show", "x" * 300))
+@example(("explain", "x" * 300))
+@example(("explain", ""))
+@example(("diff", "\udcff", "laptop"))
 @example(("data", "prepare", "text", "--path", "nowhere/" + "x" * 300))
 def test_other_commands_are_done_or_refused_in_one_line(arguments):
     done_or_refused(list(arguments))

@@ -1,5 +1,6 @@
 """The score of interventions: on made-up runs, against closed forms and scipy's paired test."""
 
+import pathlib
 import re
 
 import numpy as np
@@ -7,10 +8,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from proxies_lib.config import UserError
-from proxies_lib.science import bisection, protocol, score
+from proxies_lib import cli
+from proxies_lib.config import UserError, grid
+from proxies_lib.science import bisection, protocol, report, score
 from proxies_lib.science.claims import CONTRADICTED, HOLDS, UNDECIDED, UNTESTABLE
 from proxies_lib.science.score import Prediction
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 LRS = (0.01, 0.1, 1.0)
 
@@ -51,6 +55,7 @@ def made_up(seeds=SEEDS, n_params=100, shapes=SHAPES):
                         "batch_size": 4,
                         "compute_dtype": "float32",
                         "device": "cpu",
+                        "commit": "abc",
                         "steps": 40,
                         "seed": seed,
                         "lr": lr,
@@ -243,8 +248,9 @@ def test_the_cost_of_a_step_is_the_median_over_pairs_of_equal_shape():
     noisy = score.cost(table.assign(train_seconds=table["train_seconds"] * odd)).loc["softcap"]
     assert noisy["cost"] == pytest.approx(10.0)
     assert (noisy["cost lo"], noisy["cost hi"]) == pytest.approx((-45, 120))
-    elsewhere = table.assign(device=table["method"])
-    assert score.cost(elsewhere).empty, "another machine is no pair"
+    for name in ("device", "commit"):
+        elsewhere = table.assign(**{name: table["method"]})
+        assert score.cost(elsewhere).empty, "another machine, or another day, is no pair"
     diverged = table.assign(diverged=table["lr"] == 1)
     assert score.cost(diverged).loc["softcap", "cost n"] == 8
 
@@ -315,3 +321,86 @@ def test_the_table_has_a_line_per_method_and_rounded_intervals():
     assert head.startswith("| method | S, nats | S − none | S − qk-layernorm | diverging LR |")
     assert "verdict" not in head and "| 1.5 [1.5, 1.5] |" in lines[2]
     assert "| +10 [+10, +10] |" in lines[2] and "nan" not in "".join(lines)
+
+
+def test_predictions_are_written_before_the_runs_and_stand(smoke, tmp_path, monkeypatch):
+    """Others, later, for the same runs do not replace them; for other runs they do."""
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path))
+    writing = protocol.study("smoke", publish=True)
+    runs = {"a": grid(smoke, {"seed": (0, 1)}), "b": grid(smoke, {"seed": (2,)})}
+    first = {
+        "a": Prediction("S falls.", "S - none", below=0.0),
+        "b": {"words": "It learns more.", "measure": "best_loss", "above": 1.5},
+    }
+    score.write_down(first, runs, writing)
+    later = {"a": Prediction("S rises.", "S - none", above=0.0)}
+    written = score.write_down(later, dict(reversed(runs.items())), writing)
+    assert score.predictions_of(written) == {"a": first["a"], "b": Prediction(**first["b"])}
+    assert written["runs_stored"].eq(0).all()
+    other = score.write_down(later, {"a": grid(smoke, {"seed": (7,)})}, writing)
+    assert score.predictions_of(other) == later
+    with pytest.raises(UserError, match="predictions='c': must be one of a, b"):
+        score.write_down({"c": later["a"]}, runs, writing)
+
+
+def test_a_study_that_reads_writes_no_prediction(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path))
+    runs, given = {"a": [smoke]}, {"a": Prediction("S falls.", "S - none", below=0.0)}
+    shown = score.write_down(given, runs, protocol.study("smoke"))
+    assert score.predictions_of(shown) == given and not list(tmp_path.iterdir())
+
+
+def test_a_ratio_is_taken_seed_by_seed():
+    heights = pd.DataFrame(
+        {
+            "method": ["burst", "burst", "mended", "mended", "mended"],
+            "seed": [0, 1, 1, 0, 2],
+            "height": [2.0, 4.0, 1.0, 1.0, 1.0],
+        }
+    )
+    ratios = score.paired_ratio(heights, "height", "burst")
+    assert ratios["height / burst"].tolist()[2:4] == [0.25, 0.5]
+    assert ratios["height / burst"].isna().tolist() == [True, True, False, False, True]
+    halved = {"mended": Prediction("The spike is halved.", "height / burst", below=0.6)}
+    (verdict,) = score.verdicts(ratios, halved, STUDY)
+    assert verdict["effect"] == pytest.approx(0.375) and verdict["n"] == 2
+
+
+def test_published_scores_are_read_from_the_numbers_of_the_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXIES_FIGURES", str(tmp_path / "figures"))
+    assert score.published("laptop") is None
+    known = brackets(KNOWN | {"qk-layernorm": [np.inf] * 4})
+    given = {"softcap": Prediction("S falls.", "S - none", below=0.0)}
+    scores = score.score(*made_up(), STUDY, predictions=given, brackets=known)
+    drawn = {"seeds": score.measured(*made_up(), STUDY), "scores": scores}
+    table = report._csv(drawn)
+    (tmp_path / "figures/laptop").mkdir(parents=True)
+    (tmp_path / "figures/laptop/fig_ideas_score.csv").write_bytes(table)
+    assert score.score_table(score.published("laptop")) == score.score_table(scores)
+
+
+def test_the_command_prints_the_rows_of_a_notebook(tmp_path, monkeypatch, capsys):
+    """Of section 11 from its committed table; of one's own, anywhere; and one clear line."""
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
+    assert cli.main(["score", "--scale", "smoke"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("| method | S, nats |") and len(rows) == 11
+
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        '# %% tags=["setup"]\n'
+        "from proxies_lib.config import grid, replace\n"
+        "from proxies_lib.science.protocol import study\n"
+        "this = study(scale, overrides, train, publish)\n"
+        '# %% tags=["grid"]\n'
+        "normed = replace(this.base, d_model=8, n_layers=2)\n"
+        'none = replace(normed, qk_norm="none")\n'
+        'axes = {"lr": this.window, "seed": this.seeds}\n'
+        'runs = {"none": grid(none, axes), "qk-layernorm": grid(normed, axes)}\n'
+    )
+    assert cli.main(["score", str(mine), "--scale", "smoke"]) == 0
+    own = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in own] == ["| none", "| qk-layernorm"]
+    assert own[0].split(" | ")[1] == rows[0].split(" | ")[1]
+    assert cli.main(["score", str(tmp_path / "other.py")]) == 2
+    assert capsys.readouterr().err.endswith("other.py': is no file\n")

@@ -9,10 +9,10 @@ import pytest
 from proxies_lib import cli, pages, paths
 from proxies_lib.config import UserError
 from proxies_lib.science import claims, columns, notebooks, outputs, report, side_by_side
-from proxies_lib.science.figures import of_section
+from proxies_lib.science.figures import BEYOND, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SECTIONS = sorted(set(notebooks.sections()) - {"00"})
+SECTIONS = sorted(set(notebooks.sections()) - {"00", BEYOND})  # of claims of the papers
 
 
 def row(claim="c", section="01", figure="1", verdict=claims.HOLDS, effect=2.0, n=3, **more):
@@ -53,6 +53,7 @@ def project(tmp_path, monkeypatch):
     names = ["scoreboard", "side-by-side", *(f"scoreboard {scale}" for scale in columns.SCALES)]
     (tmp_path / pages.SCOREBOARD).write_text(_with_markers(names))
     (tmp_path / pages.README).write_text(_with_markers(["first", "digest"]))
+    (tmp_path / pages.INTERVENTIONS).write_text(_with_markers(["scores"]))
     quantities = pd.DataFrame({"": ["S"], "laptop": ["0.69, 3"]})
     monkeypatch.setattr(side_by_side, "table", lambda: quantities)
     return tmp_path
@@ -126,11 +127,22 @@ def test_a_scale_lacks_only_sections_that_it_is_made_for():
     ]
 
 
+def test_our_predictions_on_later_ideas_are_counted_apart():
+    """Section 11 holds no claim of the papers, and no scale waits for it."""
+    rows = pd.DataFrame([*rows_of(*SECTIONS), *rows_of(BEYOND, verdict=claims.CONTRADICTED)])
+    papers, ours = report.tally(rows).split(". ")
+    assert papers.startswith("Of 10 checks on 10 figures, 10 hold, 0 are contradicted")
+    assert ours.startswith("Of 1 predictions on later ideas (section 11), 0 hold, 1 are contr")
+    assert not columns.missing_sections("night", rows[rows["section"] != BEYOND])
+
+
 def test_the_front_is_the_night_once_it_is_whole():
     laptop, part = pd.DataFrame(rows_of(*SECTIONS)), pd.DataFrame(rows_of(*SECTIONS[:-1]))
     assert columns.front({"laptop": laptop}) == "laptop"
     assert columns.front({"laptop": laptop, "night": part}) == "laptop"
     assert columns.front({"laptop": laptop, "night": laptop}) == "night"
+    assert columns.front({"laptop": laptop, "night": part}, SECTIONS[0]) == "night"
+    assert columns.front({"laptop": laptop, "night": part}, SECTIONS[-1]) == "laptop"
 
 
 # ------------------------------------------------------------------ pages
@@ -166,7 +178,7 @@ def test_the_pages_show_every_published_scale(project):
     assert between(page, "side-by-side") == "|  | laptop |\n| --- | --- |\n| S | 0.69, 3 |"
 
     assert between(readme, "first").startswith("![Loss against learning rate")
-    assert "](figures/laptop/fig01_lr_sensitivity.png)" in between(readme, "first")
+    assert "](figures/night/fig01_lr_sensitivity.png)" in between(readme, "first")
     assert "At laptop scale. Of 10 checks" in between(readme, "digest")
     assert "\nold\n" not in page + readme
     assert cli.main(["claims", "--pages", "--scale", "night"]) == 0

@@ -9,6 +9,7 @@ out twice.
 """
 
 import collections
+import html
 import os
 import re
 import sys
@@ -138,7 +139,8 @@ def train_all(trainer, runs: list[Run], dataset: data.Dataset, keys: list[str] |
 
 
 class ProgressBar:
-    """Runs done and time left: a bar on a terminal, a line per tenth elsewhere.
+    """Runs done and time left: a bar on a terminal, one line that changes in a notebook, a line per
+    tenth elsewhere.
 
     `seconds` is what a run of each program should take: runs weigh as much.
     """
@@ -149,9 +151,13 @@ class ProgressBar:
         self.weight = sum(seconds[found.run.program] for found in missing)
         self.weight_done = 0.0
         self.started = time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty() and not quiet:
+        self.bar = self.line = None
+        if quiet:
+            return
+        if sys.stderr.isatty():
             self.bar = tqdm(total=self.total, unit="run", smoothing=0.1)
+        elif in_a_kernel():
+            self.line = NotebookLine(self.total)
 
     def add(self, run: Run, note: str):
         """One run more is done; `note` says which, on the bar."""
@@ -163,12 +169,54 @@ class ProgressBar:
         if self.bar is not None:
             self.bar.set_postfix_str(f"{note}, {left:.0f} s left")
             self.bar.update()
+        elif self.line is not None:
+            self.line.show(self.done, f"{left:.0f} s left, {note}")
         elif not self.quiet and self.done * 10 // self.total > before * 10 // self.total:
             print(f"  {self.done}/{self.total} runs, {left:.0f} s left", flush=True)
 
     def close(self):
         if self.bar is not None:
             self.bar.close()
+        if self.line is not None:
+            self.line.close(self.done)
+
+
+def in_a_kernel() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return hasattr(get_ipython(), "kernel")
+
+
+class NotebookLine:
+    """A bar in the output of a cell, drawn over itself.
+
+    What is saved with the notebook, by papermill too, is its last state: one line of plain text
+    without times, which differ from machine to machine.
+    """
+
+    SECONDS = 0.25  # between two drawings: a frontend is slower than a sweep of tiny runs
+
+    def __init__(self, total: int):
+        from IPython.display import display
+
+        self.total, self.drawn = total, time.monotonic()
+        first = {"text/plain": f"  0/{total} runs"}
+        self.handle = display(first, raw=True, display_id=True)
+
+    def show(self, done: int, words: str):
+        """Draw that so many runs are done, unless it was drawn a moment ago."""
+        if time.monotonic() - self.drawn < self.SECONDS:
+            return
+        self.drawn = time.monotonic()
+        text = f"{done}/{self.total} runs, {words}"
+        bar = f'<progress max="{self.total}" value="{done}"></progress> {html.escape(text)}'
+        self.handle.update({"text/plain": f"  {text}", "text/html": bar}, raw=True)
+
+    def close(self, done: int):
+        self.handle.update({"text/plain": f"  {done}/{self.total} runs"}, raw=True)
 
 
 def what_failed(error: BaseException) -> str:

@@ -20,10 +20,16 @@ from proxies_lib.runs.engines import GO_ON, Job, Jobs, ProgressBar
 
 
 def train(plan, workers: int, quiet: bool):
-    """Train what `plan` misses, `workers` runs at a time. Raises UserError where a worker fails."""
+    """Train what `plan` misses, `workers` runs at a time. Raises UserError where a worker fails.
+
+    An interrupt or an exit, as SIGTERM makes it, ends every worker at once: the runs that they are
+    at may take hours.
+    """
     jobs = Jobs(plan, 1)
     progress = ProgressBar(plan.missing, plan.seconds, quiet)
-    lock, stop = threading.Lock(), threading.Event()  # the lock guards jobs and progress
+    # The lock guards jobs, progress and the list of working processes.
+    lock, stop = threading.Lock(), threading.Event()
+    working: list[WorkerProcess] = []
 
     def next_job(program) -> Job | None:
         with lock:
@@ -32,6 +38,8 @@ def train(plan, workers: int, quiet: bool):
     def serve(core: int):
         """Start a worker and hand it one run after another; a thread for each worker."""
         with WorkerProcess(core, plan.folder) as worker:
+            with lock:
+                working.append(worker)
             job = next_job(None)
             while job:
                 run = job[0].run
@@ -41,10 +49,16 @@ def train(plan, workers: int, quiet: bool):
                 job = next_job(run.program)
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(serve, core) for core in range(workers)]
         try:
+            futures = [pool.submit(serve, core) for core in range(workers)]
             for future in concurrent.futures.as_completed(futures):
                 future.result()
+        except (KeyboardInterrupt, SystemExit):
+            stop.set()  # first: a worker that starts only now gets no run
+            with lock:
+                for worker in working:
+                    worker.process.kill()
+            raise
         finally:
             stop.set()  # the others end after the runs they are at
             progress.close()

@@ -43,7 +43,7 @@ from proxies_lib.runs.records import (
     write,
 )
 
-__all__ = ["merge", "pack", "read", "stored", "write"]
+__all__ = ["beginning", "merge", "pack", "read", "stored", "write"]
 
 LINES = 5  # of damaged files told one by one
 
@@ -70,6 +70,12 @@ def read(folder: pathlib.Path, run_key: str, columns=None) -> Record | None:
             if rows is not None:
                 return first_record(with_keys(rows, {run_key}))
     return None
+
+
+def beginning(prefix: str, folder: pathlib.Path) -> set[str]:
+    """The keys in a store that begin with `prefix`, of damaged records too: `read` tells."""
+    packed = set().union(*(keys.today | keys.other for keys in intact_packs(folder).values()))
+    return {key for key in record_paths(folder).keys() | packed if key.startswith(prefix)}
 
 
 def stored(wanted: set[str], folder: pathlib.Path, say=silent) -> set[str]:

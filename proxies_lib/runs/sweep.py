@@ -39,17 +39,15 @@ class Plan:
     def missing(self) -> list[tables.Found]:
         return [found for found in self.found if not found.layer]
 
-    def describe(self, workers: int = 1) -> str:
+    def describe(self, workers: int | None = 1) -> str:
         """The plan in words: per program what is stored and what will train, and the time
-        expected."""
-        missing, groups = len(self.missing), collections.defaultdict(list)
-        for found in self.found:
-            groups[found.run.program].append(found)
+        expected of so many `workers`; None: no time is known."""
+        missing = len(self.missing)
         lines = [
             f"plan: {self.requested} runs requested, {len(self.found)} distinct, "
             f"{len(self.found) - missing} stored, {missing} to train"
         ]
-        lines += [self._describe_program(members) for members in groups.values()]
+        lines += [self._describe_program(members) for members in self._by_program()]
         if any(found.layer == Layer.COMMITTED_OTHER_CORPUS for found in self.found):
             lines.append(
                 "  note: the committed table was trained on another corpus than this "
@@ -59,6 +57,38 @@ class Plan:
         if missing:
             lines.append(self._describe_time(workers))
         return "\n".join(lines)
+
+    def summary(self, workers: int | None = 1) -> dict:
+        """The plan in numbers: what `describe` says, for programs to read."""
+        missing = len(self.missing)
+        return {
+            "requested": self.requested,
+            "distinct": len(self.found),
+            "stored": len(self.found) - missing,
+            "to_train": missing,
+            "workers": workers,
+            "seconds": self._seconds(workers),
+            "programs": [self._summary_of(members) for members in self._by_program()],
+        }
+
+    def _summary_of(self, members: list[tables.Found]) -> dict:
+        program = members[0].run.program
+        layers = collections.Counter(found.layer for found in members)
+        to_train = layers.pop(Layer.MISSING, 0)
+        return {
+            **dataclasses.asdict(program[0]),
+            **dataclasses.asdict(program[1]),
+            "n_params": program[0].n_params,
+            "stored": {str(layer): n for layer, n in layers.items()},
+            "to_train": to_train,
+            "seconds_a_run": self.seconds[program],
+        }
+
+    def _by_program(self) -> list[list[tables.Found]]:
+        groups = collections.defaultdict(list)
+        for found in self.found:
+            groups[found.run.program].append(found)
+        return list(groups.values())
 
     def _describe_program(self, members: list[tables.Found]) -> str:
         """A line on the runs of one program."""
@@ -75,16 +105,27 @@ class Plan:
         size = f"d {model.d_model}, {model.n_layers} layers"
         return f"  {size}, {_kind(program)}, N {model.n_params:,}: {'; '.join(parts)}"
 
-    def _describe_time(self, workers: int) -> str:
+    def _describe_time(self, workers: int | None) -> str:
         """A line on how long the missing runs take."""
-        programs = {found.run.program for found in self.missing}
-        training = sum(self.seconds[found.run.program] for found in self.missing)
-        seconds = (training + COMPILE_SECONDS * len(programs)) / max(workers, 1)
+        seconds = self._seconds(workers)
+        if seconds is None:
+            return "  how long is not known: times are those of runs that train on a core each"
         return (
-            f"  about {_duration(seconds)} with {workers} worker(s), {len(programs)} program(s) "
+            f"  about {_duration(seconds)} with {workers} worker(s), {self._programs()} program(s) "
             "to compile; time a run as measured on stored runs of its program, else its FLOPs at "
             f"{FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s a core"
         )
+
+    def _programs(self) -> int:
+        """How many programs the missing runs compile."""
+        return len({found.run.program for found in self.missing})
+
+    def _seconds(self, workers: int | None) -> float | None:
+        """How long the missing runs take, compilation included; None where nobody knows."""
+        if workers is None:
+            return None
+        training = sum(self.seconds[found.run.program] for found in self.missing)
+        return (training + COMPILE_SECONDS * self._programs()) / max(workers, 1)
 
 
 def _kind(program: tuple) -> str:

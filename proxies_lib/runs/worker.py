@@ -12,6 +12,7 @@ which is this process's stderr; `notes` are lines for the user.
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 def work(folder: str, core: int):
     """The loop of a worker process. It ends when its parent does, even in the middle of a run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     settings.use_one_thread()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not reach the protocol

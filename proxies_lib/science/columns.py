@@ -35,13 +35,15 @@ def missing_sections(scale: str, rows: pd.DataFrame) -> list[str]:
     return sorted(made_for - no_claims - set(rows["section"]))
 
 
-def front(boards: dict[str, pd.DataFrame]) -> str:
-    """The scale that README shows: the night where each of its sections is published, else the
-    first column."""
+def front(boards: dict[str, pd.DataFrame], section: str = "") -> str:
+    """The scale that README shows of a `section`, or of all of them: the night where it is
+    published, or each of them is, else the first column."""
     night = MOVE[-1]
-    if night in boards and not missing_sections(night, boards[night]):
-        return night
-    return next(iter(boards))
+    if night not in boards:
+        return next(iter(boards))
+    missing = missing_sections(night, boards[night])
+    lacks = section in missing if section else missing
+    return next(iter(boards)) if lacks else night
 
 
 def in_columns(boards: dict[str, pd.DataFrame]) -> pd.DataFrame:

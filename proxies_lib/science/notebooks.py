@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jupytext
 
 from proxies_lib import paths
-from proxies_lib.config import Run, UserError, refuse
+from proxies_lib.config import Run, UserError, did_you_mean, refuse
 from proxies_lib.runs import engines
-from proxies_lib.science import outputs
+from proxies_lib.science import outputs, protocol
 from proxies_lib.science.protocol import Study
 
 KERNEL = "python3"
@@ -51,14 +51,24 @@ def choose(names: list[str], study: Study) -> list[pathlib.Path]:
     offered = [number for number in known if not study.sections or number in study.sections]
     chosen = set()
     for name in names or offered:
-        number = name[:2]
-        if number not in known or name not in (number, known[number].stem):
-            refuse("section", name, f"must be one of {', '.join(offered)}")
+        number = _number_of(name, known)
+        if number is None:
+            near = did_you_mean(name, [*offered, *(known[number].stem for number in offered)])
+            refuse("section", name, f"must be one of {', '.join(offered)}{near}")
         if number not in offered:
             allowed = f"scale {study.scale} is made for {', '.join(offered)}"
             refuse("section", name, allowed)
         chosen.add(known[number])
     return sorted(chosen, key=lambda path: (path.name.startswith("00"), path))
+
+
+def _number_of(name: str, known: dict[str, pathlib.Path]) -> str | None:
+    """The section that `name` names: 01, 1, 01_attention_logit_growth, or its file; or None."""
+    stem = name.removeprefix("notebooks/").removesuffix(".py")
+    if re.fullmatch("[0-9]", stem):
+        stem = f"0{stem}"
+    number = stem[:2]
+    return number if number in known and stem in (number, known[number].stem) else None
 
 
 def reading(scale: str) -> dict:
@@ -158,6 +168,33 @@ def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
     return target
 
 
+def show(section: str, **parameters):
+    """Run a section in the kernel that this is called from, with its text: its names stay there.
+
+    For a notebook of one's own, wherever it lies: of Colab, for example. `parameters` are those of
+    the section, as papermill's. Raises UserError outside a kernel, for an unknown section or
+    parameter, and what a cell raises.
+    """
+    from IPython import get_ipython
+    from IPython.display import Markdown, display
+
+    shell = get_ipython()
+    if shell is None:
+        raise UserError("show: needs the kernel of a notebook; in a shell, `proxies run` it")
+    scale = parameters.get("scale", "laptop")
+    for name, value in parameters.items():
+        if name not in reading(scale):
+            refuse(name, value, f"unknown parameter; allowed are {', '.join(reading(scale))}")
+    (path,) = choose([section], protocol.study(scale, parameters.get("overrides")))
+    for cell in _read(path).cells:
+        if cell.cell_type != "code":
+            display(Markdown(cell.source))
+            continue
+        shell.run_cell(cell.source).raise_error()
+        if "parameters" in cell.metadata.get("tags", []):
+            shell.push(parameters)
+
+
 def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
     """Execute `notebook` into the file `scratch`; every failure but the system's is a UserError."""
     import papermill
@@ -173,6 +210,9 @@ def _execute(notebook, parameters: dict, name: str, scratch: pathlib.Path):
                 progress_bar=False,
                 cwd=str(paths.root()),
                 start_timeout=START_SECONDS,
+                # A kernel that is asked to end lets its cell end first, with a traceback: Ctrl-C
+                # would wait for it. What a cell has written is on the disk by then.
+                shutdown_kernel="immediate",
             )
         except papermill.PapermillExecutionError as error:
             why = f"{error.ename}: {error.evalue}"
@@ -210,18 +250,44 @@ def describe_pictures(notebook):
     It is metadata of the output. nbconvert's classic template writes it, its default one does not
     (7.17); there a reader has the paragraph itself.
     """
+    for cell, heading, drawn in _captioned(notebook.cells):
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                alt = _without_markup(f"{heading}. {drawn}")
+                output.metadata.setdefault("image/png", {})["alt"] = alt
+
+
+def _captioned(cells):
+    """Each cell with the heading above it, and the paragraph of DRAWN below that heading."""
     heading = drawn = ""
-    for cell in notebook.cells:
+    for cell in cells:
         if cell.cell_type == "markdown":
             for paragraph in cell.source.split("\n\n"):
                 if paragraph.startswith("#"):
                     heading, drawn = paragraph.lstrip("# "), ""
                 elif paragraph.startswith(DRAWN):
                     drawn = paragraph.removeprefix(DRAWN)
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                alt = _without_markup(f"{heading}. {drawn}")
-                output.metadata.setdefault("image/png", {})["alt"] = alt
+        yield cell, heading, drawn
+
+
+class Drawing(NamedTuple):
+    """Where a notebook draws a figure: a cell, and what is said above it."""
+
+    heading: str
+    about: str
+    line: int  # of the notebook's file, where the cell names the figure's file
+    source: str  # of the cell
+
+
+def drawing(path: pathlib.Path, file: str) -> Drawing:
+    """The cell of a notebook that saves the figure `file`. Raises UserError where there is none."""
+    name = f'"{file}"'
+    for cell, heading, drawn in _captioned(_read(path).cells):
+        if cell.cell_type == "code" and name in cell.source:
+            lines = path.read_text("utf-8").splitlines()
+            line = next(number for number, text in enumerate(lines, 1) if name in text)
+            return Drawing(_without_markup(heading), _without_markup(drawn), line, cell.source)
+    raise UserError(f"{path.stem}: saves no {file}")
 
 
 def _without_markup(text: str) -> str:

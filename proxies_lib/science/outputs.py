@@ -12,11 +12,18 @@ Where PROXIES_FIGURES or PROXIES_PAPERMILL_RUNS names a folder, both places are 
 import json
 import os
 import pathlib
+from typing import NoReturn
+
+import pandas as pd
 
 from proxies_lib import config, paths
-from proxies_lib.config import UserError
+from proxies_lib.config import UserError, did_you_mean, refuse
+from proxies_lib.runs import tables
 from proxies_lib.runs.provenance import committed
-from proxies_lib.science.protocol import Study
+from proxies_lib.science import protocol
+from proxies_lib.science.protocol import Study, scales
+
+RUNS = "runs.parquet"  # a label's table of runs
 
 PUBLISH = "PROXIES_PUBLISH"  # set for this process and its kernels by `--publish`
 
@@ -66,6 +73,61 @@ def source(kind: str, label: str, file: str, published: bool = False) -> pathlib
     return None
 
 
+def labels(file: str = "") -> list[str]:
+    """The labels that have outputs, or this `file` of them; one's own and the published ones."""
+    found = set()
+    for place in (local("papermill_runs"), paths.folder("papermill_runs")):
+        folders = place.iterdir() if place.is_dir() else ()
+        found |= {path.name for path in folders if _is_label(path) and (path / file).exists()}
+    return sorted(found)
+
+
+def _is_label(path: pathlib.Path) -> bool:
+    named_else = path.name in ("local", "store") or path.name.startswith(".")
+    return not named_else and path.is_dir()
+
+
+def no_such(label: str, file: str) -> NoReturn:
+    """Raise the UserError of a label that has no `file`, with what to do about it."""
+    known = labels(file)
+    near = did_you_mean(label, known)
+    if near:
+        advice = f"labels that have one are {', '.join(known)}{near}"
+    elif label in scales():
+        advice = f"`proxies run --scale {label}` makes it"
+    else:
+        advice = f"labels that have one are {', '.join(known) or 'none so far'}"
+    raise UserError(f"scale={config.shown(label, repr)}: no {file} yet; {advice}")
+
+
+def runs_of(label: str, published: bool = False) -> pd.DataFrame:
+    """The exported table of runs of a label, one's own before the published one. Raises UserError
+    where there is none, or a damaged one."""
+    place = source("papermill_runs", label, RUNS, published)
+    runs = place and tables.exported_runs(place)
+    return no_such(label, RUNS) if runs is None else runs
+
+
+def study_of(label: str, published: bool = False) -> Study:
+    """The protocol that a label stands for: what its `protocol.json` says, else its scale's own.
+
+    Raises UserError where neither tells.
+    """
+    place = source("papermill_runs", label, PROTOCOL, published)
+    known = _read(place / PROTOCOL) if place else None
+    if known is not None:
+        scale, overrides = known.get("scale"), known["overrides"]
+    else:
+        named = [scale for scale in scales() if f"{label}-".startswith(f"{scale}-")]
+        if not named:
+            near = did_you_mean(label, [*labels(), *scales()])
+            refuse("label", label, f"begins with no scale, and has no {PROTOCOL}{near}")
+        scale, overrides = max(named, key=len), {}
+    name = label.removeprefix(f"{scale}-")
+    found = protocol.study(scale, overrides)
+    return found if found.label == label else protocol.study(scale, overrides | {"label": name})
+
+
 def claim(study: Study, commit: str):
     """Make the study's label its own before it writes: `protocol.json` in the label's folder.
 
@@ -78,7 +140,7 @@ def claim(study: Study, commit: str):
     if known is not None and {name: known.get(name) for name in protocol} != protocol:
         changes = ", ".join(f"{name}={value}" for name, value in known["overrides"].items())
         reason = f"holds another protocol ({changes}); choose another --label"
-        config.refuse("label", study.label, reason)
+        refuse("label", study.label, reason)
     manifest = protocol | {"commit": commit}
     if known != manifest:
         text = json.dumps(manifest, indent=1) + "\n"

@@ -85,6 +85,17 @@ METHODS = {  # color, marker; several names of one configuration share them
     "qk-layernorm whole": ("#b5428c", "s"),
     "squared_relu attention": ("#3a9d5d", "^"),
     "the intervention": ("#2f9e6e", "D"),
+    "soft-cap 50": ("#e0b000", "v"),
+    "soft-cap 10": ("#f08a24", "<"),
+    "QK-Clip": ("#d9482b", "s"),
+    "µ-centering": ("#6b6b6b", "D"),
+    "Muon": ("#8e5bbf", "p"),
+    "Muon, QK-Clip": ("#5e3c99", "P"),
+    "StableAdamW": ("#a65628", "^"),
+    "qk-layernorm, peri-LN": ("#2f9e6e", "D"),
+    "qk-layernorm, soft-cap 50": ("#3f9c9a", ">"),
+    "burst": ("#8b1a1a", "v"),
+    "burst, StableAdamW": ("#00308f", "X"),
     "without the burst": BLUE,
     "with the burst": RED,
     "ε = 1e-8, no burst": BLUE,
@@ -328,6 +339,12 @@ def reference_epsilon(ax, eps: float):
 def reference_init_loss(ax, curves: pd.DataFrame):
     reference(ax, curves["init_loss"].mean(), "ℓ₀, loss at initialization", 0.02)
     ax.margins(y=0.12)  # room for the name between line and title
+
+
+def _spans_decades(axis) -> bool:
+    """Whether three powers of ten fit, so that they are ticks enough."""
+    low, high = axis.get_view_interval()
+    return high / low > 100
 
 
 def plain_numbers(axis):
@@ -574,6 +591,8 @@ def figure_trajectories(
         for ax, (name, (label, scale)) in zip(axes[:, column], quantities.items(), strict=True):
             trajectories(ax, at_point, name, dashes)
             ax.set_yscale(scale)
+            if scale == "log" and not _spans_decades(ax.yaxis):
+                plain_numbers(ax.yaxis)
             ax.set_ylabel("" if column else wrapped(label))
             for step in marks:
                 ax.axvline(step, color=GRAY, ls=":", lw=1)
@@ -889,6 +908,7 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
         else:
             plain_numbers(ax.xaxis)
     axes[0].set_yticklabels(map(shown, methods))
+    axes[0].margins(y=max(0.05, 0.3 / len(methods)))  # a whole marker at the first and last line
     axes[0].invert_yaxis()
     note(
         fig,

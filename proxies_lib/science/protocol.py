@@ -1,14 +1,17 @@
 """The protocol of each scale, fixed before any run: sizes, learning rates, seeds, windows."""
 
+import ast
 import dataclasses
 import functools
 import json
+import sys
 from dataclasses import dataclass
 
 from proxies_lib.config import (
     FIELDS,
     Run,
     component,
+    did_you_mean,
     digest,
     grid,
     refuse,
@@ -79,6 +82,12 @@ class Study:
         if self.overrides and not name:
             name = digest(dict(self.overrides))[:8]
         return f"{self.scale}-{name}" if name else self.scale
+
+    @property
+    def given(self) -> dict:
+        """The overrides with which `study` makes this protocol again, its name included."""
+        overrides = {name: json.loads(value) for name, value in self.overrides}
+        return overrides | ({"label": self.name} if self.name else {})
 
     @property
     def upper(self) -> tuple:
@@ -369,10 +378,12 @@ def study(
 
     The override `label` changes no run: it names the folder of the outputs, <scale>-<label>.
     Raises UserError on an unknown scale or name, a wrong type, or a swept field (set its list
-    instead).
+    instead); and, in a notebook, on a parameter of papermill's that the notebook does not have.
     """
+    _refuse_unknown_injected()
     if not isinstance(scale, str) or scale not in scales():
-        refuse("scale", scale, f"must be one of {', '.join(scales())}")
+        near = did_you_mean(scale, scales())
+        refuse("scale", scale, f"must be one of {', '.join(scales())}{near}")
     if not isinstance(overrides or {}, dict):
         refuse("overrides", overrides, "must be a dictionary of names and values")
     overrides = dict(overrides or {})
@@ -404,13 +415,53 @@ def study(
     )
 
 
+# The first line of the cell that papermill injects behind the one tagged `parameters`.
+INJECTED = "# Parameters\n"
+
+
+def _refuse_unknown_injected():
+    """Refuse a parameter that papermill injected and the notebook's parameters cell lacks.
+
+    Papermill puts a slip (`-p scal smoke`) into its log and executes the notebook all the same,
+    at the default scale. The kernel's list of executed cells, `In`, shows what was injected.
+    """
+    if "IPython" not in sys.modules:
+        return
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    cells = [str(cell) for cell in shell.user_ns.get("In", [])] if shell else []
+    injected = [i for i, cell in enumerate(cells) if i and cell.startswith(INJECTED)]
+    if not injected:
+        return
+    own = _assigned(cells[injected[-1] - 1])
+    again = any("scale" in _assigned(cell) for cell in cells[injected[-1] + 1 :])
+    if "scale" not in own or again:  # no notebook of ours, or its own values were set again
+        return
+    for name in _assigned(cells[injected[-1]]):
+        if name not in own:
+            allowed = f"unknown parameter; allowed are {', '.join(own)}"
+            refuse(name, shell.user_ns.get(name), allowed)
+
+
+def _assigned(cell: str) -> list[str]:
+    """The names that a cell assigns, one by one and at its top level; of no Python, none."""
+    try:
+        nodes = ast.parse(cell).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def _refuse_override(name: str, value):
     if name in SWEPT:
         kind = int if name != "lr" else float
         typed(name, value, kind)
         refuse(name, value, f"is swept by the notebooks; set {SWEPT[name]} instead")
     allowed = ["label", *LISTS, *(field for field in FIELDS if field not in SWEPT)]
-    refuse(name, value, f"unknown parameter; allowed are {', '.join(allowed)}")
+    near = did_you_mean(name, allowed)
+    refuse(name, value, f"unknown parameter{near}; allowed are {', '.join(allowed)}")
 
 
 def _following(lists: dict, chosen: Study) -> dict:

@@ -36,7 +36,7 @@ def collect(
     Training never does, but for `--continue`: then runs that the label's committed table has under
     their own key count as trained.
     """
-    layer = outputs.continued() if study.train else _published_table(study)
+    layer = outputs.continued() if study.train else published_table(study)
     if study.publish:
         outputs.claim(study, provenance.commit())
     all_runs = [run for runs_of_method in runs.values() for run in runs_of_method]
@@ -63,7 +63,7 @@ def count_stored(runs: list[Run]) -> int:
     return len(plan.found) - len(plan.missing)
 
 
-def _published_table(study: Study) -> pathlib.Path:
+def published_table(study: Study) -> pathlib.Path:
     """The folder of the committed table that a study reads where its store lacks a run."""
     published = paths.folder("papermill_runs")
     own = published / study.label
@@ -242,7 +242,7 @@ def scoreboard(label: str, published: bool = False) -> pd.DataFrame:
     are wanted. Raises UserError where there is none."""
     place = outputs.source("papermill_runs", label, CLAIMS, published)
     if place is None:
-        raise UserError(f"scale={label!r}: no {CLAIMS} yet; run its sections first")
+        outputs.no_such(label, CLAIMS)
     rows = _read_claims(place / CLAIMS)
     if rows is None:
         raise UserError(f"scale={label!r}: {CLAIMS} is damaged; run its sections again")
@@ -381,7 +381,11 @@ def _protocol(study: Study) -> dict[str, str]:
         "longest training (Fig. 4)": f"{study.horizon * base.hparams.steps} steps",
         "batch × length": f"{base.train.batch_size} × {model.seq_len}",
         "steps (warm-up)": f"{base.hparams.steps} ({base.hparams.warmup_steps})",
+        "sizes where no trend is the claim": _sizes(study.few_sizes),
         "seeds": str(len(study.seeds)),
+        "seeds of dear arms, of sections 10 and 11": ", ".join(
+            str(len(seeds)) for seeds in (study.few_seeds, study.adam_seeds, study.ideas_seeds)
+        ),
         "learning rates": ", ".join(f"{lr:g}" for lr in study.lrs),
         "window of S": f"{study.window[0]:g} – {study.window[-1]:g}",
         "compute": model.compute_dtype,

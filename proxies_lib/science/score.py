@@ -21,6 +21,7 @@ anchor, say "none": "S - none" and "best_loss - none" in nats, "diverging_lr / n
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,10 +52,11 @@ LARGEST = {
 # Tap, or prefix of a tap of each block → the measure, mean of the end, at the top LR.
 AT_END = {"mean_log_z_squared": "log2_z", "attention_entropy/": "entropy"}
 
-# What two steps must share for their times to be compared.
+# What two runs must share for their times to be compared. One commit: most likely one sweep, on a
+# machine that is equally busy.
 SHAPE = [
     *("d_model", "n_layers", "d_head", "vocab_size", "seq_len"),
-    *("batch_size", "steps", "compute_dtype", "device"),
+    *("batch_size", "steps", "compute_dtype", "device", "commit"),
 ]
 
 # A diverging LR that is only known to be at least, or at most, its number; UNKNOWN: neither.
@@ -393,7 +395,8 @@ def verdicts(
         if method not in set(seeds["method"]):
             refuse("predictions", method, f"must be one of {', '.join(seeds['method'].unique())}")
         of_method = seeds[seeds["method"] == method]
-        rows.append(_verdict(of_method, prediction, figure, f"{prefix}{method}".replace(" ", "-")))
+        claim = prefix + re.sub(r"[^\w.-]+", "-", method)
+        rows.append(_verdict(of_method, prediction, figure, claim))
     return report.structure_only(rows, study)
 
 
@@ -465,7 +468,7 @@ def readable(scores: pd.DataFrame, anchors: tuple[str, ...] = ANCHORS) -> pd.Dat
     ]
     if "cost" in scores:
         columns["step, % (noisy)"] = [_percent(*cost) for cost in _three(scores, "cost")]
-    columns["seeds"] = list(scores["seeds"])
+    columns["seeds"] = [int(n) for n in scores["seeds"]]  # in a csv beside empty cells: 4.0
     if scores["verdict"].notna().any():
         columns["prediction"] = list(scores["prediction"].fillna("–"))
         columns["verdict"] = list(scores["verdict"].fillna("–"))

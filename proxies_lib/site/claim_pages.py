@@ -31,11 +31,12 @@ def _start(plan: Plan) -> Pages:
 
 
 def _first_figure(plan: Plan) -> dict:
-    """Figure 1 at the label that is shown first, else at the first one that has it."""
+    """Figure 1 at the label that README shows it at, else at the first one that has it."""
     figure, shown = FIGURES["1"], plan.contents
+    front = columns.front(shown.boards, figure.section) if shown.boards else None
     having = sorted(
         filter(lambda label: label.has(figure), shown.labels),
-        key=lambda label: label.name != shown.front,
+        key=lambda label: label.name != front,
     )
     if not having:
         return {"drawn": None, "digest": None}
@@ -117,7 +118,7 @@ def _moved(plan: Plan, claim: Claim) -> dict[str, tuple[str, str]]:
 
 
 def _claims(plan: Plan) -> Pages:
-    found = origins.origins([claim.name for claim in plan.claims])
+    found = origins.origins({claim.name: claim.statement for claim in plan.claims})
     made: Pages = {}
     for before, claim, after in in_turn(plan.claims):
         name = page_of_claim(claim)

@@ -9,9 +9,9 @@ import pathlib
 import pandas as pd
 
 from proxies_lib import config, paths
-from proxies_lib.config import UserError
+from proxies_lib.config import UserError, did_you_mean, refuse
 from proxies_lib.runs import tables
-from proxies_lib.science import columns, notebooks, outputs, protocol, report
+from proxies_lib.science import columns, notebooks, outputs, report
 from proxies_lib.science.figures import FIGURES, Figure
 
 
@@ -24,6 +24,7 @@ class Label:
     runs: pd.DataFrame | None  # the exported ones
     figures: pathlib.Path | None  # the folder of its pictures and their numbers
     folder: pathlib.Path | None  # the folder of its executed notebooks and tables
+    published: bool = False  # whether one's own outputs were passed over
 
     def has(self, figure: Figure) -> bool:
         return self.figures is not None and (self.figures / f"{figure.file}.csv").is_file()
@@ -103,7 +104,8 @@ def gather(names: list[str] | None = None, published: bool = False) -> Contents:
     shown = [label for label in found if label.verdicts is not None or label.figures]
     empty = [label.name for label in found if label not in shown]
     if names and empty:
-        config.refuse("scale", empty[0], "has neither verdicts nor figures; run its sections first")
+        near = did_you_mean(empty[0], outputs.labels())
+        refuse("scale", empty[0], f"has neither verdicts nor figures; run its sections first{near}")
     if not shown:
         raise UserError("report: there is nothing to show yet; `proxies run` makes it")
     training = {
@@ -126,6 +128,7 @@ def _read(name: str, published: bool) -> Label:
         tables.exported_runs(with_runs) if with_runs else None,
         place("figures", ""),
         judged or with_runs or place("papermill_runs", ""),
+        published,
     )
 
 
@@ -154,7 +157,7 @@ def runs_behind(label: Label, figure: Figure, frame: pd.DataFrame) -> pd.DataFra
     """The exported runs behind a figure, a row each.
 
     They are those whose keys its csv carries. A figure of best losses carries none: its runs are
-    those that the registry picks from the grid of its notebook.
+    those that the registry picks from the grid of its notebook, where the protocol is known.
     """
     if label.runs is None:
         return pd.DataFrame()
@@ -168,12 +171,14 @@ def runs_behind(label: Label, figure: Figure, frame: pd.DataFrame) -> pd.DataFra
 
 def _asked_recipes(label: Label, figure: Figure) -> set[str]:
     """The recipes that a figure's notebook asks for, under the protocol of the label."""
-    scale, overrides = label.protocol.get("scale"), label.protocol.get("overrides", {})
-    if figure.methods is None or scale not in protocol.scales():
+    if figure.methods is None:
         return set()
-    path = notebooks.sections()[figure.section]
-    study = protocol.study(scale, overrides)
-    methods = notebooks.grid_of(path, notebooks.reading(scale) | {"overrides": overrides})
+    try:
+        study = outputs.study_of(label.name, label.published)
+        parameters = notebooks.reading(study.scale) | {"overrides": study.given}
+        methods = notebooks.grid_of(notebooks.sections()[figure.section], parameters)
+    except UserError:  # a protocol that today's rules refuse, or a notebook that has changed
+        return set()
     return {config.recipe(run) for run in figure.runs(methods, study)}
 
 

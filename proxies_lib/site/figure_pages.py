@@ -154,5 +154,7 @@ def _value(value) -> str:
 
 def _why_no_runs(label: Label, figure: Figure, frame: pd.DataFrame) -> str:
     if figure.methods is None and not contents.keys_in(frame):
-        return "No runs are behind it: it is computed or simulated."
+        return "Its csv names no runs: it shows what was computed from them, or simulated."
+    if not contents.keys_in(frame):
+        return "Its csv names no runs, and the protocol of its label is not known here."
     return f"Its runs are not in the exported table of {label.name}."

@@ -13,9 +13,9 @@ import subprocess
 
 from proxies_lib import config, paths
 
-CHECKS = "proxies_lib/science/checks"
+CHECKS, NOTEBOOKS = "proxies_lib/science/checks", "notebooks"
 
-_LAYOUT = 1  # of the cached file
+_LAYOUT = 2  # of the cached file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,49 +27,62 @@ class Commit:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The call of `claims.check` that judges a claim."""
+    """What fixes a claim: the call of `claims.check`, or the prediction in a notebook."""
 
     file: str  # in the project's folder
     line: int
     source: str
-    written: Commit | None  # the first commit with the words of its measure
-    stands: Commit | None  # the last one that touched the call, or the constant of its threshold
+    written: Commit | None  # the first commit with the words of its measure, or of the prediction
+    stands: Commit | None  # the last one that touched it, or the constant of its threshold
 
 
-def origins(names: list[str]) -> dict[str, Origin]:
-    """By claim, where it is judged; a claim whose check is not found is left out."""
-    calls = _calls()
-    found = {}
-    for name in names:
-        fitting = [call for call in calls if call.pattern.fullmatch(name)]
-        if fitting:
-            found[name] = max(fitting, key=lambda call: call.fixed)
-    since = _since(list(dict.fromkeys(found.values())))
+def origins(statements: dict[str, str]) -> dict[str, Origin]:
+    """By claim, where it is fixed; what is not found is left out.
+
+    `statements` are the claims' words, by their names: a check is known by the name, a prediction
+    by the words.
+    """
+    found = {name: _passage_of(name, words) for name, words in statements.items()}
+    known = {name: passage for name, passage in found.items() if passage}
+    since = _since(list(dict.fromkeys(known.values())))
     return {
-        name: Origin(call.file, call.lines[0], call.source, *since[call])
-        for name, call in found.items()
+        name: Origin(passage.file, passage.lines[0], passage.source, *since[passage])
+        for name, passage in known.items()
     }
 
 
-# ------------------------------------------------------------------ calls in the source
+# ------------------------------------------------------------------ passages of the source
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _Passage:
     file: str
     lines: tuple[int, int]  # the first and the last one
     source: str
+    words: str  # by which git finds when it was first written
+    constants: tuple[tuple[str, int], ...] = ()  # file and line of each name in its threshold
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """A call of `check`, which may make several claims in turn."""
+
     pattern: re.Pattern  # of the names of its claims
     fixed: int  # how many letters of a name it fixes: the more, the surer it is the one
-    measure: str  # the longest fixed words of its measure
-    constants: tuple[tuple[str, int], ...]  # file and line of each name in its threshold
+    passage: _Passage
+
+
+def _passage_of(name: str, statement: str) -> _Passage | None:
+    if statement in _predictions():
+        return _predictions()[statement]
+    fitting = [found for found in _checks() if found.pattern.fullmatch(name)]
+    return max(fitting, key=lambda found: found.fixed).passage if fitting else None
 
 
 @functools.cache
-def _calls() -> list[_Call]:
+def _checks() -> list[_Check]:
     """Every call of `check` in the modules of the checks."""
-    files = sorted((paths.root() / CHECKS).glob("*.py"))
-    trees = {file: ast.parse(file.read_text("utf-8")) for file in files}
+    trees = _trees(CHECKS)
     constants = {
         target.id: (_place(file), node.lineno)
         for file, tree in trees.items()
@@ -79,7 +92,7 @@ def _calls() -> list[_Call]:
         if isinstance(target, ast.Name)
     }
     return [
-        _call(file, node, constants)
+        _check(file, node, constants)
         for file, tree in trees.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
@@ -88,22 +101,51 @@ def _calls() -> list[_Call]:
     ]
 
 
-def _call(file: pathlib.Path, node: ast.Call, constants: dict) -> _Call:
-    lines = file.read_text("utf-8").splitlines()[node.lineno - 1 : node.end_lineno]
-    indent = len(lines[0]) - len(lines[0].lstrip())
+def _check(file: pathlib.Path, node: ast.Call, constants: dict) -> _Check:
     parts = _parts(node.args[0])
     pattern = "".join(".+" if part is None else re.escape(part) for part in parts)
     thresholds = [key.value for key in node.keywords if key.arg in ("above", "below")]
     named = [n.id for value in thresholds for n in ast.walk(value) if isinstance(n, ast.Name)]
-    return _Call(
-        _place(file),
-        (node.lineno, node.end_lineno or node.lineno),
-        "\n".join(line[indent:] if not line[:indent].strip() else line for line in lines),
-        re.compile(pattern),
-        sum(len(part) for part in parts if part),
-        max((part for part in _parts(node.args[3]) if part), key=len, default=""),
-        tuple(constants[name] for name in named if name in constants),
-    )
+    measure = max(filter(None, _parts(node.args[3])), key=len, default="")
+    known = tuple(constants[name] for name in named if name in constants)
+    fixed = sum(len(part) for part in parts if part)
+    return _Check(re.compile(pattern), fixed, _passage(file, node, measure, known))
+
+
+@functools.cache
+def _predictions() -> dict[str, _Passage]:
+    """By their words, the predictions that a notebook writes down: dictionaries with `words`."""
+    written = [
+        (file, node)
+        for file, tree in _trees(NOTEBOOKS).items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+    ]
+    by_words = {_words(node): (file, node) for file, node in written}
+    return {words: _passage(*place, words) for words, place in by_words.items() if words}
+
+
+def _words(node: ast.Dict) -> str | None:
+    """The value of the key "words" of a dictionary that is written out."""
+    for key, value in zip(node.keys, node.values, strict=True):
+        if isinstance(key, ast.Constant) and key.value == "words":
+            return "".join(filter(None, _parts(value)))
+    return None
+
+
+def _trees(folder: str) -> dict[pathlib.Path, ast.Module]:
+    files = sorted((paths.root() / folder).glob("*.py"))
+    return {file: ast.parse(file.read_text("utf-8")) for file in files}
+
+
+def _passage(
+    file: pathlib.Path, node: ast.Call | ast.Dict, words: str, constants: tuple = ()
+) -> _Passage:
+    lines = file.read_text("utf-8").splitlines()[node.lineno - 1 : node.end_lineno]
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    source = "\n".join(line[indent:] if not line[:indent].strip() else line for line in lines)
+    ends = (node.lineno, node.end_lineno or node.lineno)
+    return _Passage(_place(file), ends, source, words, constants)
 
 
 def _parts(node: ast.expr) -> list[str | None]:
@@ -122,25 +164,26 @@ def _place(file: pathlib.Path) -> str:
 # ------------------------------------------------------------------ what git says
 
 
-def _since(calls: list[_Call]) -> dict[_Call, tuple[Commit | None, Commit | None]]:
-    """For each call, the commit that first had its measure, and the last one that touched it.
+def _since(passages: list[_Passage]) -> dict[_Passage, tuple[Commit | None, Commit | None]]:
+    """For each passage, the commit that first had its words, and the last one that touched it.
 
     Asking takes seconds, so the answers are kept in the cache, for a commit and these sources.
     """
     head = _git("rev-parse", "HEAD").strip()
-    edited = _git("status", "--porcelain", "--", CHECKS).strip()
+    edited = _git("status", "--porcelain", "--", CHECKS, NOTEBOOKS).strip()
     # All lines of a shallow clone seem to be from its first commit.
     whole = _git("rev-parse", "--is-shallow-repository").strip() == "false"
     if not head or edited or not whole:
-        return dict.fromkeys(calls, (None, None))
-    mark = config.digest({"layout": _LAYOUT, "head": head, "calls": [c.source for c in calls]})
+        return dict.fromkeys(passages, (None, None))
+    mark = config.digest({"layout": _LAYOUT, "head": head, "sources": [p.source for p in passages]})
     cached = paths.folder("cache") / "site" / "origins.json"
     known = _read(cached, mark)
-    if known is None or len(known) != len(calls):
-        known = [_asked(call) for call in calls]
+    if known is None or len(known) != len(passages):
+        known = [_asked(passage) for passage in passages]
         text = json.dumps({"mark": mark, "commits": known}, ensure_ascii=False, indent=1)
         paths.write_atomically(cached, text.encode())
-    return {call: (_commit(w), _commit(s)) for call, (w, s) in zip(calls, known, strict=True)}
+    told = ((_commit(written), _commit(stands)) for written, stands in known)
+    return dict(zip(passages, told, strict=True))
 
 
 def _read(path: pathlib.Path, mark: str) -> list | None:
@@ -155,12 +198,13 @@ def _commit(known) -> Commit | None:
     return None if known is None else Commit(*known)
 
 
-def _asked(call: _Call) -> tuple[list[str] | None, list[str] | None]:
-    touched = [_blamed(call.file).get(line) for line in range(call.lines[0], call.lines[1] + 1)]
-    touched += [_blamed(file).get(line) for file, line in call.constants]
-    known = {name for name in touched if name}
-    complete = bool(known) and None not in touched
-    return _about(_first_with(call.measure)), _about(_newest(known)) if complete else None
+def _asked(passage: _Passage) -> tuple[list[str] | None, list[str] | None]:
+    first, last = passage.lines
+    places = [*((passage.file, line) for line in range(first, last + 1)), *passage.constants]
+    touched = [_blamed(file).get(line) for file, line in places]
+    names = {name for name in touched if name}
+    stands = None if None in touched else _newest(names)
+    return _about(_first_with(passage.words)), _about(stands)
 
 
 @functools.cache
@@ -170,17 +214,19 @@ def _blamed(file: str) -> dict[int, str]:
     return {int(line): name for name, line in found}
 
 
+_SEARCHED = ("proxies_lib", NOTEBOOKS)
+
 _BLAME = ("blame", "--root", "-w", "-M", "-C", "--line-porcelain")
 
 
 def _first_with(words: str) -> str | None:
-    """The first commit that added these words to the library, wherever they stood then."""
+    """The first commit that added these words, wherever they stood then."""
     return next((commit for commit, text in _added() if words and words in text), None)
 
 
 @functools.cache
 def _added() -> list[tuple[str, str]]:
-    """By commit, the oldest first, the lines that it added to the library."""
+    """By commit, the oldest first, the lines that it added to the library and the notebooks."""
     log = _git(
         "log", "--reverse", "-p", "-U0", "--no-color", "--format=%x00%H", "--", "proxies_lib"
     )

@@ -453,6 +453,15 @@ def _moments(bars: pd.DataFrame) -> list:
 # ------------------------------------------------------------------ a value per run and arm
 
 
+def _scores(frame: pd.DataFrame) -> Drawing:
+    """What each intervention does, a value per seed: as `_dots`, but runs are not named."""
+    shown = frame.loc[frame["panel"] == "seeds", ["method", "seed", *SCORES]]
+    return _dots(shown.assign(key=""))
+
+
+SCORES = ["S", "diverging_lr", "best_loss", "log10_logit_before"]  # as section 11 draws them
+
+
 def _dots(frame: pd.DataFrame) -> Drawing:
     """A panel per quantity, a row per method: the seeds, and their mean with its interval."""
     quantities = [column for column in frame if column not in _DESCRIBING]
@@ -599,6 +608,7 @@ SHAPES: list[tuple[set[str], Callable[[pd.DataFrame], Drawing]]] = [
     ({"key", "method", "seed", "step", "left", "right", "share"}, _histograms),
     ({"key", "n_params", "lr", "predicted", "held_out", "failed"}, _prediction),
     ({"key", "kappa", "loss"}, _kappa),
+    ({"panel", "method", "seed", *SCORES}, _scores),
     ({"method", "n_params", "seed", "best_loss"}, _best_loss),
     ({"key", "line", "line_of", "rms"}, _rms),
     ({"key", "seed", "step"}, _trajectories),

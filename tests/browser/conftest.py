@@ -1,4 +1,4 @@
-"""A browser, and the site of two labels, each once per session."""
+"""For the pages of the site: a browser, and the site of two labels, each once per module."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 LABELS = ("laptop", "smoke")  # two, so that verdicts move between them
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site") / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -33,7 +33,7 @@ def site(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
@@ -89,7 +89,7 @@ class _Silent(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(site):
     """The address of the site on a static host of this machine."""
     handler = functools.partial(_Silent, directory=str(site))
