@@ -142,7 +142,7 @@ def _claim(plan: Plan, name: str, claim: Claim, origin: origins.Origin | None, *
         plot=verdicts.interval_plot(claim),
         origin=origin,
         origin_code=documents.code(origin.source) if origin else "",
-        order_of_runs=[_order(origin, label) for label in judged] if origin else [],
+        order_of_runs=[_order(origin, label, claim.section) for label in judged] if origin else [],
         notebooks={label: page for label, page in executed.items() if page},
         tables={label.name: f"papermill_runs/{label.name}/{report.CLAIMS}" for label in judged},
         section_title=contents.title_of(claim.section),
@@ -150,18 +150,22 @@ def _claim(plan: Plan, name: str, claim: Claim, origin: origins.Origin | None, *
     )
 
 
-def _order(origin: origins.Origin, label: Label) -> str:
+def _order(origin: origins.Origin, label: Label, section: str) -> str:
     """Whether a check, as it stands, is older than the runs that it judges."""
-    if label.runs is None or origin.stands is None:
-        return f"Git does not tell here whether that was before the runs of {label.name}."
-    trained = sorted(label.runs["commit"].unique())
-    named = ", ".join(trained)
-    older = [origins.is_ancestor(origin.stands.name, commit) for commit in trained]
-    if None in older:
-        return f"The runs of {label.name} were trained at {named}, which git does not know here."
-    if all(older):
-        return f"That is no later than the commit that trained the runs of {label.name}, {named}."
+    runs = f"runs behind section {section} at {label.name} scale"
+    trained = contents.trained_at(label, section)
+    stands = origin.stands
+    if not trained or stands is None:
+        return f"Whether that was before the {runs} cannot be told here."
+    older = {commit: origins.is_ancestor(stands.name, commit) for commit in trained}
+    if None in older.values():
+        return f"The {runs} were trained at commits that git does not know here."
+    count = sum(trained.values())
+    before = {commit: n for commit, n in trained.items() if not older[commit]}
+    if not before:
+        return f"All {count} {runs} were trained at that commit or after it."
+    at = ", ".join(f"{n} at {commit}" for commit, n in before.items())
     return (
-        f"A line of it was edited after the runs of {label.name}, which were trained at {named}. "
-        "That commit says what changed."
+        f"Of the {count} {runs}, {sum(before.values())} were trained before that commit: {at}. "
+        "A line that was only rewritten counts; the commit says what changed."
     )

@@ -12,7 +12,7 @@ from proxies_lib import config, paths
 from proxies_lib.config import UserError, did_you_mean, refuse
 from proxies_lib.runs import tables
 from proxies_lib.science import columns, notebooks, outputs, report
-from proxies_lib.science.figures import FIGURES, Figure
+from proxies_lib.science.figures import FIGURES, Figure, of_section
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,6 +135,7 @@ def _read(name: str, published: bool) -> Label:
 # ------------------------------------------------------------------ the runs behind a figure
 
 
+@functools.lru_cache(maxsize=256)
 def frame_of(label: Label, figure: Figure) -> pd.DataFrame:
     """The drawn numbers of a figure. Raises UserError where its csv is damaged."""
     text = io.BytesIO(label.numbers(figure))
@@ -167,6 +168,16 @@ def runs_behind(label: Label, figure: Figure, frame: pd.DataFrame) -> pd.DataFra
         return rows.loc[[key for key in keys if key in rows.index]]
     recipes = _asked_recipes(label, figure)
     return label.runs[label.runs["recipe"].isin(recipes)].drop_duplicates("key")
+
+
+def trained_at(label: Label, section: str) -> dict[str, int]:
+    """How many of the runs behind a section's figures were trained at each commit."""
+    if label.runs is None:
+        return {}
+    drawn = [figure for figure in of_section(section) if label.has(figure)]
+    keys = {key for figure in drawn for key in keys_in(frame_of(label, figure))}
+    rows = label.runs[label.runs["key"].isin(keys)].drop_duplicates("key")
+    return rows["commit"].value_counts().sort_index().to_dict()
 
 
 def _asked_recipes(label: Label, figure: Figure) -> set[str]:

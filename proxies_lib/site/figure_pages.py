@@ -1,6 +1,7 @@
 """A page per figure, and the gallery of all."""
 
 import dataclasses
+import re
 
 import pandas as pd
 
@@ -146,7 +147,9 @@ def _runs(rows: pd.DataFrame) -> _Runs:
 
 def _value(value) -> str:
     if isinstance(value, str):
-        return value
+        # The text of an intervention is a page of code: its class is named, the notebook has it.
+        named = re.findall(r"^class (\w+)", value, re.MULTILINE)
+        return ", ".join(named) if named else value
     if pd.isna(value):
         return LACKING
     return f"{value:.6g}" if isinstance(value, float) else str(value)

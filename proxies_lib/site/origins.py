@@ -15,7 +15,7 @@ from proxies_lib import config, paths
 
 CHECKS, NOTEBOOKS = "proxies_lib/science/checks", "notebooks"
 
-_LAYOUT = 2  # of the cached file
+_LAYOUT = 3  # of the cached file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +214,6 @@ def _blamed(file: str) -> dict[int, str]:
     return {int(line): name for name, line in found}
 
 
-_SEARCHED = ("proxies_lib", NOTEBOOKS)
-
 _BLAME = ("blame", "--root", "-w", "-M", "-C", "--line-porcelain")
 
 
@@ -227,9 +225,8 @@ def _first_with(words: str) -> str | None:
 @functools.cache
 def _added() -> list[tuple[str, str]]:
     """By commit, the oldest first, the lines that it added to the library and the notebooks."""
-    log = _git(
-        "log", "--reverse", "-p", "-U0", "--no-color", "--format=%x00%H", "--", "proxies_lib"
-    )
+    patches = ("log", "--reverse", "-p", "-U0", "--no-color", "--format=%x00%H")
+    log = _git(*patches, "--", "proxies_lib", NOTEBOOKS)
     commits = [entry.partition("\n") for entry in log.split("\0")[1:]]
     return [(name, "\n".join(re.findall(r"(?m)^\+(.*)$", patch))) for name, _, patch in commits]
 

@@ -85,7 +85,7 @@ def _sweep(frame: pd.DataFrame) -> Drawing:
         elif plots.ATTENTION_LOGIT in rows:
             charts += _logit_charts(rows)
             tables.append(_run_table(rows, ["method", "n_params", "lr"], [plots.ATTENTION_LOGIT]))
-    return Drawing(charts, _facets_of_sweep(curves), tables, BANDS)
+    return Drawing(charts, _facets_of_sweep(curves), tables, BANDS, min(2, len(charts)))
 
 
 def _facets_of_sweep(curves: pd.DataFrame) -> dict[str, list[Option]]:

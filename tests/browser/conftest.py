@@ -19,7 +19,7 @@ SCREENSHOTS = ROOT / ".cache" / "screenshots"
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-LABELS = ("laptop", "smoke")  # two, so that verdicts move between them
+LABELS = ("laptop", "night")  # two, so that verdicts move between them
 
 
 @pytest.fixture(scope="module")

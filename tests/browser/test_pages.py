@@ -97,7 +97,7 @@ def test_filters_of_the_scoreboard(visit):
     page.get_by_label("laptop", exact=True).check()
     page.locator("input[value=holds]").uncheck()
     assert rows_shown(page) == ["5-large"]
-    assert page.locator("td[data-scale=smoke]:visible").count() == 0
+    assert page.locator("td[data-scale=night]:visible").count() == 0
     address = page.url
     assert "section=03" in address and "scale=laptop" in address and "verdict=" in address
 
@@ -225,12 +225,12 @@ def test_one_scale_at_a_time(visit):
     page = visit().open(FIGURE)
     titles = page.locator("section.scale:visible h2")
     assert titles.all_inner_texts() == ["At laptop scale"]
-    page.get_by_label("smoke", exact=True).check()
-    assert titles.all_inner_texts() == ["At smoke scale"]
+    page.get_by_label("night", exact=True).check()
+    assert titles.all_inner_texts() == ["At night scale"]
     page.locator("section:visible .chart[data-drawn]").first.wait_for()
-    page.goto(page.url.partition("#")[0] + "#smoke")
+    page.goto(page.url.partition("#")[0] + "#night")
     page.reload()
-    assert titles.all_inner_texts() == ["At smoke scale"]
+    assert titles.all_inner_texts() == ["At night scale"]
 
 
 # ------------------------------------------------------------------ themes, keyboard, hosts
