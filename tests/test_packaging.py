@@ -10,6 +10,8 @@ import tomllib
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from proxies_lib import pages
 
@@ -32,15 +34,49 @@ def needed(*extras: str) -> set:
     }
 
 
-def test_environment_yml_names_what_pyproject_needs():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    conda = {name_of(d) for d in environment["dependencies"] if isinstance(d, str)}
-    assert conda - {"python", "pip", "make"} == needed("test")
-    assert "python" + project()["requires-python"] in environment["dependencies"]
-    assert (
-        environment["channels"] == ["conda-forge"]
-        and {"pip": ["-e ."]} in environment["dependencies"]
-    )
+def pinned(python: str) -> dict[str, str]:
+    """The versions of constraints.txt for a version of Python."""
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    there = {"python_version": python}
+    applying = [r for r in found if r.marker is None or r.marker.evaluate(there)]
+    return {r.name: str(r.specifier).removeprefix("==") for r in applying}
+
+
+# What conda-forge builds itself, or is not expected to have.
+BY_PIP = {"jax", "flax", "optax", "orbax-checkpoint", "diptest"}
+
+
+def test_environment_yml_has_the_versions_of_the_constraints():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    listed = environment["dependencies"]
+    conda = dict(item.partition("=")[::2] for item in listed if isinstance(item, str))
+    python = conda.pop("python")
+    assert SpecifierSet(project()["requires-python"]).contains(python)
+    assert all(conda.pop(tool) == "" for tool in ("pip", "git", "make"))
+    versions = pinned(python)
+    assert conda == {name: versions[name] for name in needed("test") - BY_PIP}
+    (by_pip,) = [item["pip"] for item in listed if isinstance(item, dict)]
+    options = [item for item in by_pip if item.startswith("-")]
+    assert options == ["-c constraints.txt", "-e ."] and set(by_pip) - set(options) == BY_PIP
+    assert BY_PIP <= versions.keys() and environment["channels"] == ["conda-forge"]
+
+
+def test_the_page_of_platforms_has_the_commands_behind_make():
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    page = (ROOT / "docs/platforms.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `make ([\w-]+)` \| `(.+)` \|$", page, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+): \.venv/\.ready$", makefile, re.MULTILINE))
+    assert {"reproduce", "publish", "lab", "test", "bench"} <= rows.keys() <= targets
+    for target, command in rows.items():
+        asked = ["make", "-n", "-o", ".venv/.ready", target]
+        said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert command.split() == said.splitlines()[-1].split(), target
+    for line in re.findall(r"-m (?:venv|pip) .+", page):
+        words = line.replace("-m pip install", "-m pip install --quiet --disable-pip-version-check")
+        assert words in makefile, line
 
 
 def test_constraints_pin_every_dependency_for_every_python():

@@ -116,7 +116,10 @@ def number(value) -> float | str | None:
     """A number as JSON can hold it; the name of a category as it is."""
     if isinstance(value, str):
         return value
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return None
+    number = float(f"{value:.{DIGITS}g}")
+    return int(number) if number.is_integer() else number  # a step is 3, not 3.0
 
 
 def numbers(values: Iterable) -> list:

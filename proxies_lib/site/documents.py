@@ -126,5 +126,6 @@ def _colored(text: str, lexer: Lexer, **options) -> str:
 def _plain_names(self, lexer, stream, options):
     """What gets no color gets no element either: that halves a page of code."""
     for kind, value in stream:
-        plain = kind in Token.Punctuation or kind is Token.Name
+        plain = kind in Token.Text or kind in Token.Punctuation
+        plain = plain or kind in (Token.Name, Token.Operator)
         yield (Token.Text if plain else kind), value
