@@ -341,7 +341,8 @@ def cut(step):
 
 def flip(step):
     content = bytearray(largest(step).read_bytes())
-    content[len(content) // 2] ^= 4
+    for part in range(1, 9):  # a single one may hit a byte that means nothing
+        content[len(content) * part // 9] ^= 4
     largest(step).write_bytes(content)
 
 

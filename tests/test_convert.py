@@ -76,8 +76,10 @@ def test_a_run_of_several_methods_has_a_row_in_each(tmp_path):
 def test_held_out_and_bisected_runs_go_out_too(monkeypatch):
     assert max(found.run.model.n_params for found in wanted("07").found) == 12 * 24**2
     grid = notebooks.grids_of(notebooks.sections()["11"], notebooks.reading("smoke")).bisected
-    first = wanted("11")  # at smoke scale nothing fails, so nothing is bisected
-    assert set(grid) < set(first.methods)  # it has a grid of its own, too
+    first = wanted("11").methods
+    assert set(grid) < set(first)  # it has a grid of its own, too
+    bisected = {name: set(first[name]) - set(runs) for name, runs in grid.items()}
+    assert any(bisected.values())  # some arms fail at an LR even there
     method, runs = next(iter(grid.items()))
     between = config.replace(runs[0], lr=0.02)
     rounds = bisection.Bisected(grid | {method: [*runs, between]}, None, None)
@@ -88,7 +90,8 @@ def test_held_out_and_bisected_runs_go_out_too(monkeypatch):
         raise UserError("bisection: 3 of 3 runs are not stored")
 
     monkeypatch.setattr(bisection, "rounds", nothing_is_there)
-    assert wanted("11").methods == first.methods
+    alone = wanted("11").methods
+    assert {name: alone[name] for name in grid} == grid and set(alone) == set(first)
 
 
 def test_only_the_asked_runs_and_curves(tmp_path):
