@@ -8,7 +8,6 @@ import pytest
 
 from proxies_lib.science import protocol
 
-
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would the commands that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
