@@ -43,7 +43,9 @@
       font: { color: ink, size: 13, family: "system-ui, sans-serif" },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: 56, r: 10, t: 8, b: 44 },
+      // The buttons have a strip of their own, above the names of lines.
+      margin: { l: 56, r: 10, t: 32, b: 44 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink },
       hovermode: "closest",
       // A finger that scrolls the page must not zoom a chart.
       dragmode: coarse.matches ? false : "zoom",
