@@ -28,8 +28,8 @@ LAYOUTS = {
     "one": {},
     "scan": {"scan": True},
     "accumulate": {"accumulate": 4},
-    **{f"data {n}": {"data": n} for n in (1, 2, 4, 8)},
-    **{f"run {n}": {"run": n, "lanes": 8} for n in (1, 2, 4, 8)},
+    **{f"data {n}": {"data": n} for n in (1, 2, 8)},
+    **{f"run {n}": {"run": n, "lanes": 8} for n in (1, 2, 8)},
     "everything": {"run": 2, "data": 2, "lanes": 4, "scan": True, "accumulate": 2},
 }
 TRAIN = """
@@ -100,7 +100,7 @@ class clipped_and_capped:
 
 def test_an_intervention_is_the_same_in_every_layout(trained):
     run = clipped_and_capped(replace(BASE, qk_norm="none", lr=0.1))
-    names = ("one", "scan", "data 4", "everything")
+    names = ("one", "data 2", "everything")
     found = in_layouts(run, {name: LAYOUTS[name] for name in names})
     for name in names[1:]:
         assert_same_numbers(found["one"], found[name])
@@ -126,7 +126,7 @@ COLLECTIVE = re.compile(
 )
 
 
-@pytest.mark.parametrize("devices", (2, 4, 8))
+@pytest.mark.parametrize("devices", (2, 8))
 def test_runs_in_parallel_need_no_collectives(trained, devices):
     assert not COLLECTIVE.findall(trained[f"run {devices}"]["program"])
     assert COLLECTIVE.findall(trained[f"data {devices}"]["program"])  # the pattern does find them
