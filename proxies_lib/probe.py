@@ -20,8 +20,8 @@ def attention(q_BTHK, k_BTHK, scale: float | None = None, entering_BHTT=None) ->
     """What a figure shows of one attention layer, from q and k as they enter their product.
 
     That is behind normalization and rotation. Keys may have fewer heads, each for as many queries
-    (grouped-query attention). A logit is `scale` · q·k; 1/√K if none is given. `entering_BHTT` are
-    the logits (B, H, query, key) as they enter the softmax, where something changes them before it.
+    (grouped-query attention). A logit is `scale` · q·k; 1/√K without. `entering_BHTT`
+    are logits (B, H, query, key) as they enter the softmax, where something changes them before.
 
         max_attention_logit            largest |logit| over causal entries
         max_attention_logit_of_head    the same of each head, (H,)
@@ -56,7 +56,7 @@ def attention(q_BTHK, k_BTHK, scale: float | None = None, entering_BHTT=None) ->
 
 
 def output(logits) -> Taps:
-    """What a figure shows of output logits (…, V): mean and largest logit, mean log Z and log² Z.
+    """What a figure shows of output logits (…, V): mean, largest, mean log Z and log² Z.
 
     Z is the sum over the vocabulary of exp(logit). Raises UserError where there are no logits.
     """

@@ -135,7 +135,7 @@ def imported(path: pathlib.Path) -> set[str]:
 
 
 def test_layers_hold():
-    """core ← runs ← science ← budget ← site ← cli: no module imports from a higher layer."""
+    """core ← runs ← science ← budget ← site ← cli: no import from a higher layer."""
     assert set(pages.ABOVE_ALL) < RANK.keys()
     files = sorted((ROOT / "proxies_lib").rglob("*.py"))
     assert {path.parent.name for path in files} >= {"runs", "science", "budget", "site"}

@@ -6,8 +6,6 @@ from proxies_lib.cli.options import add_option, add_protocol, new_folder, overri
 from proxies_lib.config import refuse
 from proxies_lib.science import protocol
 
-FORMATS = ("csv", "parquet", "tensorboard", "wandb", "safetensors")
-
 
 def add(command):
     """convert, lab: other tools."""
@@ -26,8 +24,8 @@ def add(command):
         convert,
         "format",
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
-        complete=lambda **_: FORMATS,
+        help="csv, parquet, tensorboard, wandb or safetensors",
+        complete=_formats,
     )
     add_protocol(convert)
     convert.add_argument("--into", required=True, metavar="FOLDER", help="a new or empty folder")
@@ -58,6 +56,13 @@ def add(command):
         metavar="ARGUMENT",
         help="of `jupyter lab`; options of its own stand behind --, as in `lab -- --no-browser`",
     )
+
+
+def _formats(**_):
+    """What Tab offers; the module of formats is imported only then."""
+    from proxies_lib.science import convert
+
+    return convert.FORMATS
 
 
 def _convert(options):

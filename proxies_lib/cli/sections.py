@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -74,7 +73,8 @@ def add(command):
             "digits) count as trained: the same configuration on the same corpus",
         )
         add_engine(added)
-    plan.add_argument("--shard", default="1/1", metavar="i/n", help="only part i of n (1 ≤ i ≤ n)")
+    part = "only part i of n (1 ≤ i ≤ n)"
+    plan.add_argument("--shard", default="1/1", metavar="i/n", help=part)
     run.add_argument(
         "--distributed",
         nargs="?",
@@ -131,10 +131,10 @@ def _gather(options) -> _Asked:
     parameters = {"scale": options.scale, "train": True, "publish": True, "overrides": overrides}
     runs, held_out, bisected = [], [], []
     for path in chosen:
-        now, later = notebooks.runs_of(path, parameters)
-        runs += now
-        held_out += later
-        bisected.append(notebooks.grids_of(path, parameters).bisected)
+        grid = notebooks.grids_of(path, parameters)
+        runs += notebooks.all_runs(grid.runs)
+        held_out += notebooks.all_runs(grid.held_out)
+        bisected.append(grid.bisected)
     return _Asked(study, chosen, parameters, runs, held_out, bisected, shard)
 
 
@@ -256,15 +256,9 @@ def _bisected(asked: _Asked) -> list[Run]:
     """The runs that bisections of the notebooks have trained so far."""
     from proxies_lib.science import bisection, notebooks
 
-    reading = dataclasses.replace(asked.study, train=False, publish=False)
     found = []
     for arms in filter(None, asked.bisected):
-        with contextlib.redirect_stdout(io.StringIO()):  # the plan is printed already
-            try:
-                bisected = bisection.rounds(arms, reading, partial=True)
-            except UserError:  # nothing is trained yet
-                continue
-        found += notebooks.all_runs(bisected.runs)
+        found += notebooks.all_runs(bisection.so_far(arms, asked.study))
     return found
 
 

@@ -109,7 +109,9 @@ def _print_results(places):
     names = list(dict.fromkeys(name for place in places for name in place.provenance))
     said = [name for name in names if any(place.provenance.get(name) for place in places)]
     head = ["", *(_named(place) for place in places)]
-    rows = [[name, *(screen.text(p.provenance.get(name) or "–") for p in places)] for name in said]
+    rows = []
+    for name in said:
+        rows.append([name, *(screen.text(p.provenance.get(name) or "–") for p in places)])
     screen.table(head, rows)
 
 

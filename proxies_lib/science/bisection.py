@@ -9,6 +9,9 @@ best one learns is lost.
 from stored numbers, LR for LR.
 """
 
+import contextlib
+import dataclasses
+import io
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +108,16 @@ def rounds(
         for method, of_method in asked.items():
             runs[method] += of_method
     return Bisected(runs, table, brackets(table))
+
+
+def so_far(arms: dict[str, list[Run]], study: Study) -> dict[str, list[Run]]:
+    """The runs of `arms`, and those that a bisection of them has trained so far; prints nothing."""
+    reading = dataclasses.replace(study, train=False, publish=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # a plan per round
+        try:
+            return rounds(arms, reading, partial=True).runs
+        except UserError:  # the arms themselves are still to be trained
+            return arms
 
 
 def _bases(arms: dict[str, list[Run]]) -> dict[tuple, Run]:

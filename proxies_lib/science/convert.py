@@ -1,8 +1,6 @@
 """`proxies convert`: the runs of sections in the formats of other tools (`runs.formats`), and the
 parameters of single runs (`runs.parameters`)."""
 
-import contextlib
-import io
 import pathlib
 from typing import NamedTuple
 
@@ -37,7 +35,8 @@ def wanted(paths: list[pathlib.Path], study: Study, overrides: dict) -> Wanted:
     methods: dict[str, list[Run]] = {}
     for path in paths:
         grid = notebooks.grids_of(path, parameters_of)
-        for arms in (grid.runs, grid.held_out, _bisected(grid.bisected, study)):
+        bisected = bisection.so_far(grid.bisected, study) if grid.bisected else {}
+        for arms in (grid.runs, grid.held_out, bisected):
             for method, runs in arms.items():
                 methods.setdefault(method, []).extend(runs)
     methods = {method: list(dict.fromkeys(runs)) for method, runs in methods.items()}
@@ -45,17 +44,6 @@ def wanted(paths: list[pathlib.Path], study: Study, overrides: dict) -> Wanted:
         notebooks.all_runs(methods), layer=report.published_table(study), prepare=False
     )
     return Wanted(methods, plan)
-
-
-def _bisected(arms: dict[str, list[Run]], study: Study) -> dict[str, list[Run]]:
-    """The runs of a bisection, as far as it is stored; of one that has not begun, its grid."""
-    if not arms:
-        return {}
-    with contextlib.redirect_stdout(io.StringIO()):  # a plan per round
-        try:
-            return bisection.rounds(arms, study, partial=True).runs
-        except UserError:
-            return arms
 
 
 def convert(

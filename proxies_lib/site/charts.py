@@ -241,7 +241,10 @@ _WORDS = {
 
 
 def words(column: str) -> str:
-    """The name of a column as an axis has it: "grad_rms/blocks/0/…" is "gradient RMS, block 0"."""
+    """The name of a column as an axis has it.
+
+    "grad_rms/blocks/0/…" is "gradient RMS, block 0".
+    """
     first, *rest = column.split("/")
     block = next((part for part in rest if part.isdecimal()), None)
     name = _WORDS.get(first, first.replace("_", " "))

@@ -541,7 +541,7 @@ def _prediction(frame: pd.DataFrame) -> Drawing:
     facets = {"learning rate": [Option(lr_name(lr), pair) for lr, pair in pairs.items()]}
     by = ["panel", "n_params", "lr", "held_out", "failed"]
     table = _run_table(measured, by, [plots.ATTENTION_LOGIT])
-    note = "A point per run. Open: held out. ×: failed to train. Line and band: fit, 95 % interval."
+    note = "A point per run. Open: held out. ×: failed. Line and band: fit, 95 % interval."
     return Drawing(charts, facets, [table], note)
 
 
