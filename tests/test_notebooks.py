@@ -43,7 +43,7 @@ def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path, monke
             "--nbval-lax",
             "-p",
             "no:cacheprovider",
-            "--nbval-cell-timeout=300",
+            "--nbval-cell-timeout=1500",
             *reversed([str(p) for p in executed]),
         ]
         done = subprocess.run(

@@ -4,6 +4,7 @@ A notebook is a jupytext file, notebooks/NN_name.py; NN is its section. Papermil
 parameters and writes NN_name.ipynb into the folder of the study's label.
 """
 
+import base64
 import contextlib
 import linecache
 import logging
@@ -18,7 +19,7 @@ import jupytext
 from proxies_lib import paths
 from proxies_lib.config import Run, UserError, did_you_mean, refuse
 from proxies_lib.runs import engines
-from proxies_lib.science import outputs, protocol
+from proxies_lib.science import outputs, pictures, protocol
 from proxies_lib.science.protocol import Study
 
 KERNEL = "python3"
@@ -160,6 +161,7 @@ def execute(path: pathlib.Path, parameters: dict, label: str) -> pathlib.Path:
         notebook = nbformat.read(scratch, as_version=4)
         _check_that_all_cells_ran(notebook, path.stem, scratch)
         _scrub(notebook)
+        _reduce_pictures(notebook)
         describe_pictures(notebook)
         nbformat.write(notebook, scratch)
         os.replace(scratch, target)
@@ -242,6 +244,15 @@ def _scrub(notebook):
     for cell in notebook.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
+
+
+def _reduce_pictures(notebook):
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                reduced = pictures.in_palette(base64.b64decode(data["image/png"]))
+                data["image/png"] = base64.b64encode(reduced).decode()
 
 
 def describe_pictures(notebook):

@@ -13,7 +13,7 @@ import pandas as pd
 from proxies_lib import config, paths
 from proxies_lib.config import Run, UserError
 from proxies_lib.runs import engines, provenance, sweep, tables
-from proxies_lib.science import analysis, outputs, plots, protocol
+from proxies_lib.science import analysis, outputs, pictures, plots, protocol
 from proxies_lib.science.claims import UNTESTABLE, VERDICTS
 from proxies_lib.science.figures import BEYOND, FIGURES
 from proxies_lib.science.protocol import Study
@@ -122,7 +122,8 @@ def _about(runs: pd.DataFrame, study: Study) -> dict[str, str]:
 def _drawn(fig: plt.Figure, kind: str, metadata: dict) -> bytes:
     picture = io.BytesIO()
     fig.savefig(picture, format=kind, metadata=metadata)
-    return picture.getvalue()
+    drawn = picture.getvalue()
+    return pictures.in_palette(drawn) if kind == "png" else drawn
 
 
 def _csv(frames: dict[str, pd.DataFrame]) -> bytes:
@@ -138,10 +139,12 @@ def _same_figure(stem: pathlib.Path, png: bytes, csv: bytes) -> bool:
     try:
         if stem.with_name(f"{stem.name}.csv").read_bytes() != csv:
             return False
-        there = plt.imread(stem.with_name(f"{stem.name}.png"), format="png")
+        # Older pictures have no palette yet.
+        there = pictures.in_palette(stem.with_name(f"{stem.name}.png").read_bytes())
+        pixels = plt.imread(io.BytesIO(there), format="png")
     except (OSError, SyntaxError, ValueError):  # missing, or damaged
         return False
-    return np.array_equal(there, plt.imread(io.BytesIO(png), format="png"))
+    return np.array_equal(pixels, plt.imread(io.BytesIO(png), format="png"))
 
 
 CURVE = ["method", "n_params"]  # what has one curve of loss against LR in a figure

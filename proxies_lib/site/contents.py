@@ -11,7 +11,7 @@ import pandas as pd
 from proxies_lib import config, paths
 from proxies_lib.config import UserError, did_you_mean, refuse
 from proxies_lib.runs import tables
-from proxies_lib.science import columns, notebooks, outputs, report
+from proxies_lib.science import columns, notebooks, outputs, pictures, report
 from proxies_lib.science.figures import FIGURES, Figure, of_section
 
 
@@ -30,8 +30,13 @@ class Label:
         return self.figures is not None and (self.figures / f"{figure.file}.csv").is_file()
 
     def picture(self, figure: Figure) -> bytes | None:
-        """The png of a figure that it has."""
-        return _content(self.figures, f"{figure.file}.png")
+        """The png of a figure that it has, with a palette. Raises UserError on a damaged one."""
+        drawn = _content(self.figures, f"{figure.file}.png")
+        try:
+            return None if drawn is None else pictures.in_palette(drawn)
+        except (OSError, SyntaxError, ValueError):
+            name = f"figures/{self.name}/{figure.file}.png"
+            raise UserError(f"{name} is damaged; run section {figure.section} again") from None
 
     def numbers(self, figure: Figure) -> bytes:
         """The csv of a figure that it has."""

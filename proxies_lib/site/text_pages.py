@@ -47,7 +47,7 @@ def _notebook(
     page, path = plan.notebook_page(label, section), label.executed()[section]
     assert page is not None
     drawn = [figure for figure in figures.of_section(section) if label.has(figure)]
-    pictures = {figure.file: _picture(label, figure) for figure in drawn}
+    pictures = {figure.file: _picture(plan, label, figure) for figure in drawn}
     body = executed.body(path, section, pictures)
     others = {
         other.name: plan.notebook_page(other, section)
@@ -68,10 +68,10 @@ def _notebook(
     )
 
 
-def _picture(label: Label, figure: Figure) -> executed.Picture:
+def _picture(plan: Plan, label: Label, figure: Figure) -> executed.Picture:
     """A published picture, by its address in the project."""
-    pixels = executed.pixels_of(label.picture(figure) or b"")
-    return executed.Picture(f"../../{png_of(label, figure)}", pixels)
+    address = png_of(label, figure)
+    return executed.Picture(f"../../{address}", executed.pixels_of(plan.copies.get(address, b"")))
 
 
 # ------------------------------------------------------------------ documents and sources
