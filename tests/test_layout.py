@@ -29,7 +29,7 @@ LAYOUTS = {
     "scan": {"scan": True},
     "accumulate": {"accumulate": 4},
     **{f"data {n}": {"data": n} for n in (2, 8)},
-    "run 8": {"run": 8, "lanes": 8},
+    **{f"run {n}": {"run": n, "lanes": 8} for n in (2, 8)},
     "everything": {"run": 2, "data": 2, "lanes": 4, "scan": True, "accumulate": 2},
 }
 TRAIN = """
@@ -126,9 +126,10 @@ COLLECTIVE = re.compile(
 )
 
 
-def test_runs_in_parallel_need_no_collectives(trained):
-    assert not COLLECTIVE.findall(trained["run 8"]["program"])
-    assert COLLECTIVE.findall(trained["data 8"]["program"])  # the pattern does find them
+@pytest.mark.parametrize("devices", (2, 8))
+def test_runs_in_parallel_need_no_collectives(trained, devices):
+    assert not COLLECTIVE.findall(trained[f"run {devices}"]["program"])
+    assert COLLECTIVE.findall(trained[f"data {devices}"]["program"])  # the pattern does find them
 
 
 def test_sharded_state_is_split_and_lanes_are_too():
