@@ -15,7 +15,7 @@ from scipy import stats
 
 from proxies_lib import cli, paths
 from proxies_lib.config import UserError
-from proxies_lib.science import claims, figures, notebooks, outputs, plots
+from proxies_lib.science import claims, figures, notebooks, outputs, pictures, plots
 from proxies_lib.science.figures import FIGURES
 from proxies_lib.site import (
     build,
@@ -139,9 +139,10 @@ def test_every_committed_figure_has_a_page_its_csv_and_its_picture(site, read):
     assert {path.stem for path in COMMITTED} <= {figure.file for figure in FIGURES.values()}
     for path in COMMITTED:
         assert f"figures/{path.stem}.html" in read
-        for kind in ("csv", "png"):
-            original = path.with_suffix(f".{kind}")
-            assert (site / f"figures/smoke/{original.name}").read_bytes() == original.read_bytes()
+        shown = site / "figures/smoke" / path.name
+        assert shown.read_bytes() == path.read_bytes()
+        picture = path.with_suffix(".png").read_bytes()
+        assert shown.with_suffix(".png").read_bytes() == pictures.in_palette(picture)
 
 
 def test_every_executed_notebook_is_there_with_its_outputs(site):
