@@ -6,13 +6,14 @@
 # make report      the committed results as a static site in site/, no training (open site/index.html)
 # make test-browser  the slow suite of the site and of JupyterLab: `playwright` (50 MB) into .venv; needs a chromium on the PATH
 # make test-install  the slow suite: docs/colab.md in an empty environment outside the checkout
+# make test-recipes  the slow suite of CONTRIBUTING.md: each worked example, followed on a copy of the project
 # make test-ray    the slow suite: `ray` (250 MB) into .venv, then the Ray engine on simulated nodes, one killed mid-run
 SCALE ?= laptop
 ONLY ?=
 WORKERS ?=
 PYTHON ?= python3
 
-.PHONY: reproduce publish report lab test test-trust test-browser test-install test-ray bench
+.PHONY: reproduce publish report lab test test-trust test-browser test-install test-recipes test-ray bench
 reproduce: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
 
@@ -37,6 +38,9 @@ test-browser: .venv/.ready
 
 test-install: .venv/.ready
 	.venv/bin/python -m pytest tests/install
+
+test-recipes: .venv/.ready
+	.venv/bin/python -m pytest tests/recipes
 
 test-ray: .venv/.ready
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,ray]'

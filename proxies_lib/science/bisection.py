@@ -23,8 +23,6 @@ from proxies_lib.science.protocol import Study
 
 FACTOR = 1.33  # a bracket whose ends are no further apart is narrow enough
 
-ROUNDS = 4  # from half a decade three do; one more where a new best LR moves the level of failing
-
 CURVE = ["method", "d_model", "n_layers", "n_params"]  # what has one curve of loss against LR
 
 # Of a bracket: its diverging LR lies above the top LR, where nothing fails; or below the lowest.
@@ -77,10 +75,10 @@ def next_round(runs: pd.DataFrame, by: list[str] = CURVE) -> pd.DataFrame:
 
 
 def rounds(
-    arms: dict[str, list[Run]], study: Study, most: int = ROUNDS, partial: bool = False
+    arms: dict[str, list[Run]], study: Study, most: int | None = None, partial: bool = False
 ) -> Bisected:
     """Bisect every curve and seed of `arms`, the grid of a section by method, in at most `most`
-    rounds.
+    rounds, by default those of the study.
 
     Each round is one `report.collect`: a study that trains trains what the store lacks, and the
     store keeps it. One that reads takes the same runs from the store or the committed table.
@@ -89,6 +87,7 @@ def rounds(
     wanted although it is `partial`; and where runs of one method, size and seed differ in more than
     their LR.
     """
+    most = study.bisections if most is None else most
     bases = _bases(arms)
     runs = {method: list(of_method) for method, of_method in arms.items()}
     table, _ = report.collect(runs, study, columns=(), brief=True)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 EDIT = re.compile(
@@ -119,47 +119,3 @@ def test_add_a_hyperparameter(project, before):
     default, frozen, same = in_project(project, "-c", script).splitlines()
     assert default == before.strip()  # neither key nor bits change
     assert same == f"True {default.split()[1]}" and frozen.startswith("True") and frozen != same
-
-
-def softcap_of(example: str) -> str:
-    """The class in the page's first example."""
-    return re.search(r"^@intervention.*?\n\n\n", example, re.MULTILINE | re.DOTALL)[0]
-
-
-def code_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def test_bring_an_intervention_and_an_optimizer(tmp_path):
-    """The page's examples in a file of one's own, elsewhere, at smoke scale."""
-    page = (ROOT / "docs/interventions.md").read_text("utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    example, optimizer, another_optimizer, term_of_loss = blocks
-    definitions = [softcap_of(example), optimizer, another_optimizer, term_of_loss]
-    assert all(len(code_lines(text)) <= 12 for text in definitions)
-    example = example.replace('study("laptop", {', 'study("smoke", {"sizes": [[8, 1]], ')
-    script = f"""{example}
-{optimizer}
-{another_optimizer}
-{term_of_loss}
-own = {{it.__name__: grid(it(none), axes) for it in (lion, max_z_loss)}}
-table, _ = report.collect(own, this)
-print(table.groupby("method")["loss"].count().to_dict())
-verify(muon)
-"""
-    (tmp_path / "mine.py").write_text(script)
-    own = {
-        f"PROXIES_{kind.upper()}": str(tmp_path / kind)
-        for kind in ("cache", "store", "figures", "papermill_runs")
-    }
-    done = subprocess.run(
-        [sys.executable, "mine.py"],
-        cwd=tmp_path,
-        env=os.environ | own | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.count("changes the loss from step") == 2
-    assert "{'lion': 6, 'max_z_loss': 6}" in done.stdout
-    assert (tmp_path / "figures/smoke-softcap/softcap.png").stat().st_size > 1000
