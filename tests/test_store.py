@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from proxies_lib import cli, config, paths
@@ -105,6 +106,29 @@ def test_export_replaces_equal_recipes_and_keeps_other_runs(tmp_path, smoke):
     runs, curves = tables.exported(tmp_path / "out")
     assert sorted(zip(runs["seed"], runs["fingerprint"])) == [(0, "f2"), (1, "f1")]
     assert len(curves) == 6
+
+
+def test_an_export_appends_so_that_git_stores_what_it_adds(tmp_path, smoke, monkeypatch):
+    """The full groups of rows of the table before are in the next one, byte for byte."""
+    monkeypatch.setattr(tables, "ROWS_OF_A_GROUP", 2 * len(CURVES["step"]))
+    folder, out = tmp_path / "store", tmp_path / "out"
+    fill(folder, seeds(smoke, 9))
+    path = out / "curves.parquet"
+    exported(folder, seeds(smoke, 5), out)
+    before, keys = path.read_bytes(), tables.exported(out)[0]["key"].tolist()
+    metadata = pq.ParquetFile(path).metadata
+    end_of_full = metadata.row_group(2).column(0).data_page_offset
+    assert metadata.num_row_groups == 3 and end_of_full > 500
+
+    exported(folder, seeds(smoke, 9)[::-1], out)
+    assert path.read_bytes()[:end_of_full] == before[:end_of_full]
+    after = tables.exported(out)[0]["key"].tolist()
+    assert after[:5] == keys == sorted(keys) and after[5:] == sorted(after[5:])
+    assert len(after) == 9
+
+    state = path.stat()
+    exported(folder, seeds(smoke, 2), out)  # nothing new: nothing is written
+    assert path.stat() == state
 
 
 def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(tmp_path, smoke):

@@ -369,15 +369,20 @@ def _runs(in_store: list[Found], rows: pa.Table, order: np.ndarray) -> pd.DataFr
 
 
 def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folder=None, say=print):
-    """Write tables as `runs.parquet` and `curves.parquet`.
+    """Write tables as `runs.parquet` and `curves.parquet`. One that did not change is left alone.
 
     Runs of other recipes that are there already stay. Rows that no configuration of today asks
     for, of an older schema or with other fields, are dropped. If one of the tables is missing or
     damaged, its part of the kept runs comes from the store in `folder` (default: the usual one).
+
+    A run stays where it was in the table and new ones are appended, so that git stores what an
+    export adds and not the whole table again.
     """
     curves = _lean(curves)
     below_runs, below_curves = _exported_before(target, folder or paths.folder("store"), say)
+    places = {}
     if below_runs is not None:
+        places = {recipe: place for place, recipe in enumerate(below_runs["recipe"])}
         kept = below_runs[~below_runs["recipe"].isin(runs["recipe"])]
         reachable = [_is_reachable(row) for row in kept.to_dict("records")]
         kept = kept[np.array(reachable, bool)]
@@ -386,19 +391,34 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folde
         empty = [name for name in kept_curves if kept_curves[name].isna().all()]
         of_others = [name for name in empty if name not in curves]
         curves = pd.concat([kept_curves.drop(columns=of_others), curves], ignore_index=True)
+    place = runs["recipe"].map(lambda recipe: places.get(recipe, len(places)))
+    in_order = np.lexsort([runs["key"], place])
+    runs = runs.take(in_order).reset_index(drop=True)
+    place_of_key = {run_key: place for place, run_key in enumerate(runs["key"])}
+    in_order = np.lexsort([curves["step"], curves["key"].map(place_of_key)])
+    curves = curves.take(in_order).reset_index(drop=True)
     # Curves first: a run is believed only where it has curves.
-    _write(curves.sort_values(["key", "step"], ignore_index=True), target / "curves.parquet")
-    _write(runs.sort_values("key", ignore_index=True), target / "runs.parquet")
+    _write(curves, target / "curves.parquet")
+    _write(runs, target / "runs.parquet")
+
+
+# A group of rows that is full has the same bytes in every later export.
+ROWS_OF_A_GROUP = 8192
 
 
 def _write(frame: pd.DataFrame, path: pathlib.Path):
+    with contextlib.suppress(UserError):  # a damaged one is replaced
+        if frame.equals(_exported(path.parent, path.stem)):
+            return
     floats = [column for column in frame.columns if frame[column].dtype.kind == "f"]
     content = frame.to_parquet(
         compression="zstd",
         index=False,
+        row_group_size=ROWS_OF_A_GROUP,
         use_dictionary=["key"],
         use_byte_stream_split=floats,
         write_page_checksum=True,
+        write_statistics=False,  # nothing here asks for them, and a group has hundreds of columns
     )
     write_file(path, content)
 
@@ -480,5 +500,6 @@ def _of_keys(keys: set[str], folder: pathlib.Path) -> tuple[pd.DataFrame, pd.Dat
                 found.append(Found(from_flat(json.loads(text)), run_key, Layer.STORED))
     if not found:
         return None
+    found.sort(key=operator.attrgetter("key"))
     runs, curves = _tabulate(found, folder, None)
     return runs, _lean(curves)
