@@ -65,7 +65,7 @@ def arms(smoke, *methods: str, seeds=(0, 1, 2), sizes=((8, 1), (16, 1)), lrs=HAL
     return {name: grid(replace(smoke, z_loss=0.1 * i), axes) for i, name in enumerate(methods)}
 
 
-STUDY = dataclasses.replace(protocol.study("smoke"), bisections=4)  # as the other scales
+STUDY = dataclasses.replace(protocol.study("smoke"), bisection_rounds=4)  # as the other scales
 
 
 def test_brackets_stand_between_the_last_lr_that_trains_and_the_first_that_fails(smoke):
@@ -90,7 +90,7 @@ def test_an_lr_below_the_best_one_does_not_fail(smoke):
 def test_four_rounds_find_a_known_cliff_to_a_factor_of_1_33(collected, smoke, cliff):
     calls = collected(lambda _, run: loss_with_cliff(run.hparams.lr, cliff))
     found = bisection.rounds(arms(smoke, "a"), STUDY).brackets
-    assert len(calls) <= 1 + STUDY.bisections
+    assert len(calls) <= 1 + STUDY.bisection_rounds
     assert (found["lo"] < cliff).all() and (cliff <= found["hi"]).all()
     assert (found["hi"] / found["lo"] <= bisection.FACTOR).all()
     assert found["censored"].eq("").all()

@@ -15,6 +15,7 @@ import json
 import operator
 import os
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -380,9 +381,9 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folde
     """
     curves = _lean(curves)
     below_runs, below_curves = _exported_before(target, folder or paths.folder("store"), say)
-    places = {}
+    recipes_before = []
     if below_runs is not None:
-        places = {recipe: place for place, recipe in enumerate(below_runs["recipe"])}
+        recipes_before = below_runs["recipe"].tolist()
         kept = below_runs[~below_runs["recipe"].isin(runs["recipe"])]
         reachable = [_is_reachable(row) for row in kept.to_dict("records")]
         kept = kept[np.array(reachable, bool)]
@@ -391,15 +392,19 @@ def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folde
         empty = [name for name in kept_curves if kept_curves[name].isna().all()]
         of_others = [name for name in empty if name not in curves]
         curves = pd.concat([kept_curves.drop(columns=of_others), curves], ignore_index=True)
-    place = runs["recipe"].map(lambda recipe: places.get(recipe, len(places)))
-    in_order = np.lexsort([runs["key"], place])
-    runs = runs.take(in_order).reset_index(drop=True)
-    place_of_key = {run_key: place for place, run_key in enumerate(runs["key"])}
-    in_order = np.lexsort([curves["step"], curves["key"].map(place_of_key)])
-    curves = curves.take(in_order).reset_index(drop=True)
+    runs = _sorted(runs, recipes_before, ["recipe", "key"])
+    curves = _sorted(curves, runs["key"], ["key", "step"])
     # Curves first: a run is believed only where it has curves.
     _write(curves, target / "curves.parquet")
     _write(runs, target / "runs.parquet")
+
+
+def _sorted(frame: pd.DataFrame, order: Iterable[str], by: list[str]) -> pd.DataFrame:
+    """Rows sorted by two columns, the first in the given order; what that lacks comes last."""
+    place = {value: number for number, value in enumerate(order)}
+    first, second = by
+    rows = np.lexsort([frame[second], frame[first].map(lambda v: place.get(v, len(place)))])
+    return frame.take(rows).reset_index(drop=True)
 
 
 # A group of rows that is full has the same bytes in every later export.

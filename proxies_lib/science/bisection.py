@@ -87,7 +87,7 @@ def rounds(
     wanted although it is `partial`; and where runs of one method, size and seed differ in more than
     their LR.
     """
-    most = study.bisections if most is None else most
+    most = study.bisection_rounds if most is None else most
     bases = _bases(arms)
     runs = {method: list(of_method) for method, of_method in arms.items()}
     table, _ = report.collect(runs, study, columns=(), brief=True)

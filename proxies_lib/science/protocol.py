@@ -52,7 +52,7 @@ class Study:
     ideas_seeds: tuple = ()  # of section 11, which pairs methods by seed; empty: of the others
     # Rounds of section 11's bisection, at most. From half a decade three do; one more where a new
     # best LR moves the level of failing.
-    bisections: int = 4
+    bisection_rounds: int = 4
     horizon: int = 2  # Fig. 4 trains up to this many times longer …
     drift: tuple = ()  # … and with each of these changes of fields, ((name, value), …)
     drift_lrs: tuple = (0.1,)  # peak LRs of Fig. 4; the first one is the paper's
@@ -177,7 +177,7 @@ def _smoke() -> Study:
         adam=(8, 2),
         drift=((("compute_dtype", "bfloat16"),), (("logits_dtype", "bfloat16"),)),
         z_losses=(1e-2,),
-        bisections=1,
+        bisection_rounds=1,
     )
 
 
