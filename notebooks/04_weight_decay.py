@@ -48,7 +48,7 @@ this = study(scale, overrides, train, publish)
 
 # %% tags=["grid"]
 base = this.base
-axes = {("d_model", "n_layers"): this.few_sizes, "lr": this.lrs, "seed": this.seeds}
+axes = {("d_model", "n_layers"): this.few_sizes, "lr": this.lrs, "seed": this.few_seeds}
 kinds = {
     "independent decay 1e-4": grid(base, axes),
     "coupled decay 0.1": grid(replace(base, weight_decay=0.1, decay="coupled"), axes),

@@ -49,7 +49,7 @@ batch = base.train.batch_size
 half = {"steps": steps // 2, "warmup_steps": warmup // 2}
 twice = {"steps": 2 * steps, "warmup_steps": 2 * warmup}
 quarter = {"steps": steps // 4, "warmup_steps": warmup // 4}
-lrs_and_seeds = {"lr": this.upper, "seed": this.seeds}
+lrs_and_seeds = {"lr": this.upper, "seed": this.few_seeds}
 small = {("d_model", "n_layers"): this.few_sizes[:2]} | lrs_and_seeds
 runs = {
     "0.5 × steps": grid(replace(base, **half), small),
