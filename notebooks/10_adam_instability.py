@@ -178,6 +178,10 @@ shown["method"] = is_quiet.map({True: "without the burst", False: "with the burs
 #
 # **On the laptop** stages 2 and 3 are there, as they are forced; stage 4 is not. The spike comes
 # with the default ε as well, and the loss comes back nearly, not wholly.
+#
+# **At night** stages 2 and 3 are there, and of stage 4 a part: with a batch of eight times the size
+# the gradients of the frozen layers correlate, with the raised ε alone they do not. The spike is
+# lower with the raised ε than with the default one. The loss comes back.
 
 # %%
 quantities = {
@@ -206,6 +210,9 @@ report.save(figure, "figP2_stages", {"stages": drawn}, table, this)
 #
 # **On the laptop** the narrow peak is there, and widens in the burst; r keeps one mode, which the
 # burst makes flatter.
+#
+# **At night** it is the same. By the last step of the burst its one token is learned: the gradients
+# are gone, and r is a narrow peak as well.
 
 # %%
 moments = {
@@ -242,6 +249,10 @@ report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
 # **On the laptop** a lower learning rate, half the batch and going back do. The others cannot be
 # told from no remedy; lower β's and a decayed ε end with a lower loss all the same. A burst of
 # noise makes as high a spike, which lasts longer, and which a raised ε makes a little higher.
+#
+# **At night** a lower learning rate, lower β's and going back do. A lower ε, or none, makes the
+# spike higher. Half the batch, a decayed ε and a smaller gradient of the embedding cannot be told
+# from no remedy. A burst of noise makes a far higher spike, and a raised ε raises it a little.
 
 # %%
 rows = [*remedies, *noise]
@@ -265,6 +276,8 @@ report.save(figure, "figP2_remedies", {"remedies": drawn}, rescued, this)
 # **If full batches make gradients correlate,** r of the one batch has two modes near ±1.
 #
 # **On the laptop** it is the other way round for most of the training: its r is a narrow peak at 0.
+#
+# **At night** so it is until half-way. At the end its r is the widest of all, with one mode.
 
 # %%
 times = {steps // 4 - 1: "after a quarter", steps // 2 - 1: "half-way", steps - 1: "end"}
@@ -286,6 +299,8 @@ report.save(figure, "figP2_batches", {"histograms": bars}, few, this)
 # higher loss, and the scaled loss repairs all three.
 #
 # **On the laptop** the narrowest format does, and scaling repairs it; the others lose little.
+#
+# **At night** it is the same.
 
 # %%
 zeros = f"zero_gradients/{layer}"
