@@ -69,8 +69,7 @@ def write_scoreboard():
     if not boards:
         raise UserError("claims: nothing is published yet; `proxies run --publish` does it")
     readme = (paths.root() / README).read_text("utf-8")
-    front, first = columns.front(boards), columns.front(boards, "01")
-    rows = boards[front]
+    first = columns.front(boards, "01")
     # All of it is made before anything is written.
     board = {
         "scoreboard": verdicts_in_columns(boards),
@@ -79,7 +78,7 @@ def write_scoreboard():
     }
     digested = {
         "first": first_numbers(boards[first], first),
-        "digest": digest(rows, front, sentences(readme)),
+        "digest": digest(columns.at_front(boards), sentences(readme)),
     }
     scored = {"scores": scores(boards)}
     written = {}
@@ -167,31 +166,49 @@ def _picture(figure: str, scale: str, up: str = "") -> str:
     return f"{up}figures/{scale}/{figures.FIGURES[figure].file}.png"
 
 
-def digest(rows: pd.DataFrame, label: str, words: dict[str, str]) -> str:
+Words = dict[tuple[str, str], str]  # what came out, by section and scale
+
+
+def digest(rows: pd.DataFrame, words: Words) -> str:
     """A row per section in Markdown: its figures, how many checks have each verdict, what came out.
 
-    What came out is in `words`, by section: a person writes it, in README.
+    `rows` are those of `columns.at_front`. What came out is in `words`: a person writes it, in
+    README.
     """
     counted = []
-    for section, checks in rows.groupby("section", sort=True):
+    for (section, scale), checks in rows.groupby(["section", "scale"], sort=True):
         count = checks["verdict"].value_counts()
         counted.append(
             {
-                "section": _section_link(section, label),
-                "figures": _figure_links(section, label),
+                "section": _section_link(section, scale),
+                "scale": scale,
+                "figures": _figure_links(section, scale),
                 **{verdict: count.get(verdict, 0) for verdict in claims.VERDICTS},
-                "what came out": words.get(section, ""),
+                "what came out": words.get((section, scale), ""),
             }
         )
     table = report.markdown(pd.DataFrame(counted))
-    return f"At {label} scale. {report.tally(rows)}\n\n{table}"
+    return f"{front_tally(rows)}\n\n{table}"
 
 
-def sentences(readme: str) -> dict[str, str]:
-    """The last column of README's digest, by section: what a person wrote stays where it stands."""
+def front_tally(rows: pd.DataFrame) -> str:
+    """How many of the verdicts of `columns.at_front` are which, and at which scale each section
+    is."""
+    sections_at = {}
+    for scale, checks in rows.groupby("scale", sort=False):
+        sections_at[scale] = ", ".join(checks["section"].unique())
+    if len(sections_at) == 1:
+        return f"At {next(iter(sections_at))} scale. {report.tally(rows)}"
+    parts = [f"{scale} for {sections}" for scale, sections in sections_at.items()]
+    return f"The scale is {'; '.join(parts)}. {report.tally(rows)}"
+
+
+def sentences(readme: str) -> Words:
+    """The last column of README's digest: what a person wrote stays where it stands, as long as
+    the section is shown at the scale that it was written for."""
     block = readme.partition("<!-- digest -->")[2].partition("<!-- /digest -->")[0]
-    rows = re.findall(r"^\| \[(\d\d)\b.*\| (.*?) \|$", block, re.MULTILINE)
-    return dict(rows)
+    rows = re.findall(r"^\| \[(\d\d)\]\(papermill_runs/([^/]+)/.*\| (.*?) \|$", block, re.MULTILINE)
+    return {(section, scale): words for section, scale, words in rows}
 
 
 def _section_link(section: str, label: str) -> str:

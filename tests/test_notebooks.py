@@ -12,7 +12,7 @@ import pytest
 
 from proxies_lib import config, pages
 from proxies_lib.config import UserError
-from proxies_lib.science import analysis, bisection, notebooks, plots, protocol, report
+from proxies_lib.science import analysis, bisection, columns, notebooks, plots, protocol, report
 from proxies_lib.science.figures import BEYOND, FIGURES, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -206,19 +206,20 @@ def test_a_figure_of_curves_is_saved_with_its_numbers(monkeypatch):
     assert saved["by size"]["loss"].equals(saved["with S"]["loss"])
 
 
-def test_readme_shows_the_laptop_digest_and_a_page_the_scoreboard(monkeypatch):
+def test_readme_has_the_digest_and_a_page_the_scoreboards(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     monkeypatch.setenv("PROXIES_FIGURES", str(ROOT / "figures"))
-    board = report.scoreboard("laptop")
+    boards = columns.published()
     readme = (ROOT / pages.README).read_text("utf-8")
     page = (ROOT / pages.SCOREBOARD).read_text("utf-8")
-    words = pages.sentences(readme)
-    assert pages.scoreboard(board, "laptop") in page
-    assert pages.digest(board, "laptop", words) in readme
-    assert set(words) == set(board["section"]) and all(words.values())
+    words, shown = pages.sentences(readme), columns.at_front(boards)
+    assert pages.digest(shown, words) in readme
+    assert set(words) == set(zip(shown["section"], shown["scale"])) and all(words.values())
     assert len(readme.splitlines()) <= 120
+    for scale, board in boards.items():
+        assert pages.scoreboard(board, scale) in page
     links = re.findall(r"\]\(\.\./((?:figures|papermill_runs)/[^)]+)\)", page)
-    assert len(links) >= 3 * len(board)
+    assert len(links) >= 3 * len(boards["laptop"])
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])

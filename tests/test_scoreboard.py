@@ -136,13 +136,16 @@ def test_our_predictions_on_later_ideas_are_counted_apart():
     assert not columns.missing_sections("night", rows[rows["section"] != BEYOND])
 
 
-def test_the_front_is_the_night_once_it_is_whole():
+def test_the_front_of_a_section_is_the_night_where_that_has_it():
     laptop, part = pd.DataFrame(rows_of(*SECTIONS)), pd.DataFrame(rows_of(*SECTIONS[:-1]))
-    assert columns.front({"laptop": laptop}) == "laptop"
-    assert columns.front({"laptop": laptop, "night": part}) == "laptop"
-    assert columns.front({"laptop": laptop, "night": laptop}) == "night"
-    assert columns.front({"laptop": laptop, "night": part}, SECTIONS[0]) == "night"
-    assert columns.front({"laptop": laptop, "night": part}, SECTIONS[-1]) == "laptop"
+    assert columns.front({"laptop": laptop}, SECTIONS[0]) == "laptop"
+    boards = {"laptop": laptop, "night": part}
+    assert columns.front(boards, SECTIONS[0]) == "night"
+    assert columns.front(boards, SECTIONS[-1]) == "laptop"
+    assert columns.front({"long": part, "night": part}, SECTIONS[-1]) == "long"  # which neither has
+    shown = columns.at_front(boards)
+    assert shown["section"].tolist() == SECTIONS
+    assert shown["scale"].tolist() == ["night"] * len(part) + ["laptop"]
 
 
 # ------------------------------------------------------------------ pages
@@ -179,32 +182,34 @@ def test_the_pages_show_every_published_scale(project):
 
     assert between(readme, "first").startswith("![Loss against learning rate")
     assert "](figures/night/fig01_lr_sensitivity.png)" in between(readme, "first")
-    assert "At laptop scale. Of 10 checks" in between(readme, "digest")
+    assert "The scale is night for 01, 02; laptop for 03," in between(readme, "digest")
     assert "\nold\n" not in page + readme
     assert cli.main(["claims", "--pages", "--scale", "night"]) == 0
     assert (project / pages.SCOREBOARD).read_text("utf-8") == page
 
 
-def test_readme_comes_from_the_whole_night_and_keeps_the_words_of_a_person(project):
+def test_readme_shows_each_section_at_its_front_and_keeps_the_words_of_a_person(project):
     publish(project, "laptop", [*rows_of(*SECTIONS), row("1-ratio", effect=1.6)])
     pages.write_scoreboard()
     path = project / pages.README
     first = between(path.read_text("utf-8"), "first")
     assert first.endswith("measure of 1-ratio, 1.6 [1.1, 2.1], 3 seeds.")
-    written = path.read_text("utf-8").replace(
-        "| 0 | 0 | 0 |  |", "| 0 | 0 | 0 | a person's words |"
-    )
+    assert "At laptop scale. Of 11 checks" in path.read_text("utf-8")
+    written = path.read_text("utf-8").replace("| 0 | 0 | 0 |  |", "| 0 | 0 | 0 | words |")
     path.write_text(written)
+
     ratio = row("1-ratio", effect=14.0, n=5, verdict=claims.CONTRADICTED)
-    publish(project, "night", [*rows_of(*SECTIONS), ratio])
+    publish(project, "night", [*rows_of("01"), ratio])
     pages.write_scoreboard()
     readme = path.read_text("utf-8")
-    assert "figures/laptop" not in readme and "at night scale" in readme
     assert between(readme, "first").endswith("measure of 1-ratio, 14 [13.5, 14.5], 5 seeds.")
     digest = between(readme, "digest")
-    assert "| holds | contradicted | undecided | not testable | what came out |" in digest
-    assert digest.count("| 1 | 0 | 0 | 0 | a person's words |") == len(SECTIONS) - 1
-    assert digest.count("| 1 | 1 | 0 | 0 | a person's words |") == 1  # 01, with the ratio
+    others = ", ".join(SECTIONS[1:])
+    assert f"The scale is night for 01; laptop for {others}. Of 11 checks" in digest
+    head = "| section | scale | figures | holds | contradicted | undecided | not testable |"
+    assert f"{head} what came out |" in digest
+    assert digest.count("| 1 | 0 | 0 | 0 | words |") == len(SECTIONS) - 1
+    assert digest.count("| 1 | 1 | 0 | 0 |  |") == 1  # words on the laptop's 01 are none on night's
 
 
 def test_old_words_of_a_verdict_are_refused_and_no_page_is_touched(project, capsys):

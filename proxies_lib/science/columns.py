@@ -35,15 +35,22 @@ def missing_sections(scale: str, rows: pd.DataFrame) -> list[str]:
     return sorted(made_for - no_claims - set(rows["section"]))
 
 
-def front(boards: dict[str, pd.DataFrame], section: str = "") -> str:
-    """The scale that README shows of a `section`, or of all of them: the night where it is
-    published, or each of them is, else the first column."""
+def front(boards: dict[str, pd.DataFrame], section: str) -> str:
+    """The scale at which README shows a `section`: the night where that has it, else the first one
+    that does, or the first of all."""
     night = MOVE[-1]
-    if night not in boards:
-        return next(iter(boards))
-    missing = missing_sections(night, boards[night])
-    lacks = section in missing if section else missing
-    return next(iter(boards)) if lacks else night
+    having = [scale for scale, rows in boards.items() if (rows["section"] == section).any()]
+    return night if night in having else next(iter(having or boards))
+
+
+def at_front(boards: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The verdicts of each section at its `front`, in a column `scale`; sections in order."""
+    every = pd.concat([rows.assign(scale=scale) for scale, rows in boards.items()])
+    shown = {section: front(boards, section) for section in sorted(every["section"].unique())}
+    parts = []
+    for section, scale in shown.items():
+        parts.append(every[(every["section"] == section) & (every["scale"] == scale)])
+    return pd.concat(parts, ignore_index=True)
 
 
 def in_columns(boards: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Start, scoreboard, and a page per claim."""
 
-import re
-
 from proxies_lib import config, pages
 from proxies_lib.science import columns, figures, report
 from proxies_lib.science.figures import FIGURES
@@ -20,12 +18,10 @@ def make(plan: Plan) -> Pages:
 
 
 def _start(plan: Plan) -> Pages:
-    front = plan.contents.front
     values = _first_figure(plan)
-    if front is not None:
-        board = plan.contents.boards[front]
-        values["digest"] = _digest(plan, front)
-        values["tally"] = f"At {front} scale. {report.tally(board)}"
+    if plan.contents.boards:
+        values["digest"] = _digest(plan)
+        values["tally"] = pages.front_tally(columns.at_front(plan.contents.boards))
         values["moves"] = _move_sentences(plan)
     return plan.page(START, "start", title="Start", at=START, **values)
 
@@ -33,7 +29,7 @@ def _start(plan: Plan) -> Pages:
 def _first_figure(plan: Plan) -> dict:
     """Figure 1 at the label that README shows it at, else at the first one that has it."""
     figure, shown = FIGURES["1"], plan.contents
-    front = columns.front(shown.boards, figure.section) if shown.boards else None
+    front = shown.front(figure.section)
     having = sorted(
         filter(lambda label: label.has(figure), shown.labels),
         key=lambda label: label.name != front,
@@ -51,33 +47,27 @@ def _first_figure(plan: Plan) -> dict:
     }
 
 
-def _digest(plan: Plan, front: str) -> list[dict]:
+def _digest(plan: Plan) -> list[dict]:
     """A row per section: what came out, how many checks have each verdict, its figures."""
-    words = _sentences(front)
+    words = pages.sentences(contents.project_file(pages.README) or "")
     rows = []
     for section, found in verdicts.per_section(plan.claims).items():
-        judged = [claim.by_label[front].verdict for claim in found if front in claim.by_label]
-        page = plan.notebook_page(plan.contents.label(front), section)
+        scale = columns.front(plan.contents.boards, section)
+        judged = [claim.by_label[scale].verdict for claim in found if scale in claim.by_label]
+        page = plan.notebook_page(plan.contents.label(scale), section)
         drawn = [figure.name for figure in figures.of_section(section) if figure in plan.figures]
         rows.append(
             {
                 "section": section,
+                "scale": scale,
                 "title": contents.title_of(section),
                 "page": page or f"{SCOREBOARD}?section={section}",
-                "words": words.get(section, ""),
+                "words": documents.inline(words.get((section, scale), "")),
                 "counts": verdicts.counts(judged),
                 "figures": drawn,
             }
         )
     return rows
-
-
-def _sentences(front: str) -> dict[str, str]:
-    """What came out, by section, as README says it of the scale that it shows; else nothing."""
-    readme = contents.project_file(pages.README) or ""
-    if not re.search(rf"^At {re.escape(front)} scale\.", readme, re.MULTILINE):
-        return {}
-    return {section: documents.inline(text) for section, text in pages.sentences(readme).items()}
 
 
 # ------------------------------------------------------------------ scoreboard

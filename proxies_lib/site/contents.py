@@ -86,10 +86,9 @@ class Contents:
         """The verdicts by label, of those that have any."""
         return {found.name: found.verdicts for found in self.labels if found.verdicts is not None}
 
-    @functools.cached_property
-    def front(self) -> str | None:
-        """The label that is shown first; None where none has verdicts."""
-        return columns.front(self.boards) if self.boards else None
+    def front(self, section: str) -> str | None:
+        """The label at which a section is shown first; None where nothing has verdicts."""
+        return columns.front(self.boards, section) if self.boards else None
 
     def label(self, name: str) -> Label:
         return next(found for found in self.labels if found.name == name)
