@@ -1,6 +1,7 @@
 """Verdicts in columns, and the pages that show them."""
 
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -210,6 +211,21 @@ def test_readme_shows_each_section_at_its_front_and_keeps_the_words_of_a_person(
     assert f"{head} what came out |" in digest
     assert digest.count("| 1 | 0 | 0 | 0 | words |") == len(SECTIONS) - 1
     assert digest.count("| 1 | 1 | 0 | 0 |  |") == 1  # words on the laptop's 01 are none on night's
+
+
+def test_every_contradicted_check_has_its_paragraph_and_no_other_has():
+    page = (ROOT / "docs" / "negatives.md").read_text("utf-8")
+    headings = re.findall(r"^### (.+): .+$", page, re.MULTILINE)
+    explained = [claim for heading in headings for claim in heading.split(", ")]
+    contradicted = set()
+    for board in (ROOT / "papermill_runs").glob("*/claims.csv"):
+        if board.parent.name in columns.SCALES:
+            rows = pd.read_csv(board)
+            contradicted |= set(rows["claim"][rows["verdict"] == claims.CONTRADICTED])
+    assert sorted(explained) == sorted(contradicted)
+    assert page.count("- *Paper.*") == page.count("- *Here.*") == len(headings)
+    assert page.count("- *Could be.*") + page.count("- *Is.*") == len(headings)
+    assert page.count("- *Would tell.*") == len(headings)
 
 
 def test_old_words_of_a_verdict_are_refused_and_no_page_is_touched(project, capsys):
