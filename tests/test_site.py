@@ -133,6 +133,10 @@ def test_every_claim_has_a_page_with_its_numbers(read, site):
     assert len(pages) == len(SMOKE)
     board = (site / "scoreboard.html").read_text("utf-8")
     assert board.count('<tr role="row" data-section') == len(SMOKE)
+    explained = [link for link in read["claims/7-loss.html"].links if "negatives.html" in link]
+    anchor = "7-loss-at-the-largest-size-the-deep-model-has-the-lower-loss"
+    assert explained == [f"../docs/negatives.html#{anchor}"]
+    assert not any("negatives" in link for link in read["claims/7-steeper.html"].links)
 
 
 def test_every_committed_figure_has_a_page_its_csv_and_its_picture(site, read):

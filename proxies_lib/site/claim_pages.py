@@ -1,5 +1,7 @@
 """Start, scoreboard, and a page per claim."""
 
+import re
+
 from proxies_lib import config, pages
 from proxies_lib.science import columns, figures, report
 from proxies_lib.science.figures import FIGURES
@@ -7,6 +9,8 @@ from proxies_lib.site import contents, documents, origins, shapes, verdicts
 from proxies_lib.site.contents import Label
 from proxies_lib.site.plan import SCOREBOARD, START, Pages, Plan, in_turn, page_of_claim, png_of
 from proxies_lib.site.verdicts import Claim
+
+NEGATIVES = "docs/negatives.md"  # its headings: "### claim, claim: what they say"
 
 
 def make(plan: Plan) -> Pages:
@@ -109,13 +113,25 @@ def _moved(plan: Plan, claim: Claim) -> dict[str, tuple[str, str]]:
 
 def _claims(plan: Plan) -> Pages:
     found = origins.origins({claim.name: claim.statement for claim in plan.claims})
+    explained = _explained()
     made: Pages = {}
     for before, claim, after in in_turn(plan.claims):
         name = page_of_claim(claim)
         if name in made:
             config.refuse("claim", claim.name, "its page has the name of another claim's")
-        made |= _claim(plan, name, claim, found.get(claim.name), before=before, after=after)
+        around = {"before": before, "after": after, "explained": explained.get(claim.name)}
+        made |= _claim(plan, name, claim, found.get(claim.name), **around)
     return made
+
+
+def _explained() -> dict[str, str]:
+    """Where the documentation says what could explain that a claim is contradicted, by claim."""
+    page = contents.project_file(NEGATIVES) or ""
+    addresses = {}
+    for heading in re.findall(r"^### (.+)$", page, re.MULTILINE):
+        address = f"{NEGATIVES.removesuffix('.md')}.html#{documents.slug(heading)}"
+        addresses |= dict.fromkeys(heading.partition(":")[0].split(", "), address)
+    return addresses
 
 
 def _claim(plan: Plan, name: str, claim: Claim, origin: origins.Origin | None, **around) -> Pages:
