@@ -127,7 +127,7 @@ def _claims(plan: Plan) -> Pages:
 def _explained() -> dict[str, str]:
     """Where the documentation says what could explain that a claim is contradicted, by claim."""
     page = contents.project_file(NEGATIVES) or ""
-    addresses = {}
+    addresses: dict[str, str] = {}
     for heading in re.findall(r"^### (.+)$", page, re.MULTILINE):
         address = f"{NEGATIVES.removesuffix('.md')}.html#{documents.slug(heading)}"
         addresses |= dict.fromkeys(heading.partition(":")[0].split(", "), address)
