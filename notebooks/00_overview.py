@@ -59,9 +59,10 @@ this = study(scale, overrides, train, publish)
 # %% tags=["grid"]
 axes = {("d_model", "n_layers"): this.sizes[-1:], "lr": this.lrs, "seed": this.seeds}
 runs = {"default": grid(this.base, axes)}
+curves_read = ()  # the final losses are enough
 
 # %%
-table, _ = report.collect(runs, this)
+table, _ = report.collect(runs, this, curves_read)
 
 # %% tags=["nbval-check-output"]
 n_lrs, n_seeds = table["lr"].nunique(), table["seed"].nunique()

@@ -51,9 +51,11 @@ runs = {
     "without qk-layernorm": grid(replace(this.base, qk_norm="none"), axes),
     "with qk-layernorm": grid(this.base, axes),
 }
+attention = ("max_attention_logit/", "q_norm/", "k_norm/", "qk_cosine/", "attention_entropy/")
+curves_read = ("loss", *attention)
 
 # %%
-table, curves = report.collect(runs, this)
+table, curves = report.collect(runs, this, curves_read)
 
 # %% tags=["nbval-check-output"]
 base, n_sizes, n_seeds = this.base, table["n_params"].nunique(), table["seed"].nunique()

@@ -75,9 +75,10 @@ for change in (longer, *map(dict, this.drift)):
     runs["no decay, z-loss"] += grid(replace(no_decay, **change), point)
 for z_loss in this.z_losses:
     runs[f"no decay, z-loss {z_loss:g}"] = grid(replace(no_decay, z_loss=z_loss), point)
+curves_read = ("loss", "mean_log_z_squared", "mean_output_logit")
 
 # %%
-table, curves = report.collect(runs, this)
+table, curves = report.collect(runs, this, curves_read)
 
 # %% tags=["nbval-check-output"]
 report.summary(table, this)

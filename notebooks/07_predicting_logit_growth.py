@@ -74,9 +74,10 @@ runs |= {
     "κ": grid(blocks, kappas),
     "bigram": grid(replace(blocks, n_layers=0), {"seed": this.few_seeds}),
 }
+curves_read = ("max_attention_logit/",)
 
 # %%
-table, curves = report.collect(runs, this)
+table, curves = report.collect(runs, this, curves_read)
 
 # %% tags=["nbval-check-output"]
 report.summary(table, this)
@@ -118,7 +119,7 @@ prediction.drop(columns="fitted_on").round(3)
 # Only now is the larger size trained.
 
 # %%
-larger, larger_curves = report.collect(held_out, this)
+larger, larger_curves = report.collect(held_out, this, curves_read)
 
 # %%
 points, scores, lines = {}, {}, {}

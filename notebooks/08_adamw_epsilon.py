@@ -57,9 +57,10 @@ runs = {
 }
 for eps in (1e-15, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3):
     runs[f"ε = {eps:g}"] = grid(replace(largest, eps=eps), {"seed": this.few_seeds})
+curves_read = ("loss", "grad_rms/blocks/", "update_rms/blocks/", "block_rms/")
 
 # %%
-table, curves = report.collect(runs, this)
+table, curves = report.collect(runs, this, curves_read)
 
 # %% tags=["nbval-check-output"]
 report.summary(table, this)

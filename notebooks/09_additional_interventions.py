@@ -73,9 +73,10 @@ runs |= {
     "softmax attention": grid(without, small),
     "squared_relu attention": grid(replace(without, attention="squared_relu"), small),
 }
+curves_read = ("max_attention_logit/",)
 
 # %%
-table, curves = report.collect(runs, this)
+table, curves = report.collect(runs, this, curves_read)
 
 # %% tags=["nbval-check-output"]
 report.summary(table, this)

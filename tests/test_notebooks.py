@@ -206,6 +206,21 @@ def test_a_figure_of_curves_is_saved_with_its_numbers(monkeypatch):
     assert saved["by size"]["loss"].equals(saved["with S"]["loss"])
 
 
+def test_a_run_of_several_sections_keeps_the_curves_that_any_of_them_reads():
+    known = notebooks.sections()
+    of_warmup, _ = notebooks.runs_of(known["03"], SMOKE)
+    of_z_loss, _ = notebooks.runs_of(known["02"], SMOKE)
+    read = notebooks.curves_read([known["03"], known["02"]], SMOKE)
+    assert set(read) == {*of_warmup, *of_z_loss}
+    shared = set(of_warmup) & set(of_z_loss)
+    assert shared and all("mean_log_z_squared" in read[run] for run in of_z_loss)
+    assert {read[run] for run in set(of_warmup) - shared} == {frozenset()}
+    # Section 10 does not say: it reads all curves, those of runs that others share included.
+    everything = notebooks.curves_read([known["10"], *known.values()], SMOKE)
+    of_instability, _ = notebooks.runs_of(known["10"], SMOKE)
+    assert {everything[run] for run in of_instability} == {None}
+
+
 def test_readme_has_the_digest_and_a_page_the_scoreboards(monkeypatch):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     monkeypatch.setenv("PROXIES_FIGURES", str(ROOT / "figures"))

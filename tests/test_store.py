@@ -149,6 +149,20 @@ def test_export_drops_rows_of_another_schema_and_reads_rows_older_than_a_field(t
     assert sorted(kept["seed"]) == [0, 5] and kept["kappa"].tolist() == [1.0, 1.0]
 
 
+def test_of_a_run_only_the_curves_that_are_read_go_out_and_the_loss():
+    names = ["loss", "q_norm/0", "q_norm/1", "k_norm/0", "mean_log_z"]
+    numbers = np.arange(20, dtype=np.float32).reshape(4, 5)
+    curves = pd.DataFrame(numbers, columns=names).assign(key=[*"aabc"], step=[0, 1, 0, 0])
+    left = tables.only_read(curves, {"a": {"q_norm/"}, "b": {"k_norm/0"}, "c": ()})
+    there = left.set_index("key")[names[:-1]].notna()
+    assert "mean_log_z" not in left and len(left) == 4 and left["loss"].equals(curves["loss"])
+    assert there.loc["a"].to_numpy().tolist() == [[True, True, True, False]] * 2
+    assert there.loc["b"].tolist() == [True, False, False, True]
+    assert there.loc["c"].tolist() == [True, False, False, False]
+    whole = tables.only_read(curves, dict.fromkeys("abc"))
+    assert whole[list(curves)].equals(curves)
+
+
 def test_exported_curves_have_four_digits_and_keep_what_is_not_finite(tmp_path, smoke):
     values = np.array([np.pi, -1e-30, np.nan, np.inf, 0.0], np.float32)
     curves = {

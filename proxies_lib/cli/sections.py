@@ -264,11 +264,22 @@ def _bisected(asked: _Asked) -> list[Run]:
 
 def _export(asked: _Asked):
     """Write the tables of a label: what its notebooks show, from now on without the store."""
-    from proxies_lib.runs import tables
-    from proxies_lib.science import outputs
+    plan = _locate(asked.runs + asked.held_out + _bisected(asked))
+    _write_tables(asked, plan, list(plan.found))
 
-    done = _locate(asked.runs + asked.held_out + _bisected(asked))
-    table, curves = tables.table(list(done.found), done.folder, done.layer)
+
+def _write_tables(asked: _Asked, plan, found: list):
+    """The runs `found`, with those of their curves that a section of the scale reads.
+
+    Any section, not only those asked for: sections share runs, and one that finds a run in the
+    table does not train it again.
+    """
+    from proxies_lib.runs import tables
+    from proxies_lib.science import notebooks, outputs
+
+    table, curves = tables.table(found, plan.folder, plan.layer)
+    read = notebooks.curves_read(notebooks.choose([], asked.study), asked.parameters)
+    curves = tables.only_read(curves, {f.row_key: read.get(f.run) for f in found})
     tables.export(table, curves, outputs.target("papermill_runs", asked.study.label))
 
 
@@ -281,12 +292,12 @@ def _export_stored(options):
     plan, stored = _trained(asked)
     if not stored:
         raise UserError(f"store={plan.folder}: has none of these runs; train some first")
-    table, curves = tables.table(stored, plan.folder, plan.layer)
     if options.publish:
+        table, _ = tables.table(stored, plan.folder, plan.layer, columns=())
         outputs.require_committed(provenance.commit(), table)
     outputs.claim(asked.study, provenance.commit())
+    _write_tables(asked, plan, stored)
     target = outputs.target("papermill_runs", asked.study.label)
-    tables.export(table, curves, target)
     print(f"exported {len(stored)} of {len(plan.found)} runs to {target}")
 
 

@@ -15,7 +15,7 @@ import json
 import operator
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import pandas as pd
@@ -367,6 +367,20 @@ def _runs(in_store: list[Found], rows: pa.Table, order: np.ndarray) -> pd.DataFr
 
 
 # ------------------------------------------------------------------ exporting
+
+
+def only_read(curves: pd.DataFrame, read: dict[str, Collection[str] | None]) -> pd.DataFrame:
+    """`curves` with nan where nothing reads a curve of a run; `loss` always stays.
+
+    `read` maps a run's key to the names, or their beginnings, of the curves that are read of it;
+    None stands for all.
+    """
+    kept = {}
+    for name in curves.columns.difference(["key", "step", "loss"], sort=False):
+        readers = [key for key, names in read.items() if is_wanted(name, names)]
+        kept[name] = curves[name].where(curves["key"].isin(readers))
+    unread = [name for name, values in kept.items() if values.isna().all()]
+    return curves.assign(**kept).drop(columns=unread)
 
 
 def export(runs: pd.DataFrame, curves: pd.DataFrame, target: pathlib.Path, folder=None, say=print):

@@ -28,6 +28,9 @@ KERNEL = "python3"
 # trains itself, after a prediction; the curves whose diverging LR it bisects (`bisection.rounds`).
 GRIDS = ("runs", "held_out", "bisected")
 
+# And which curves the notebook reads: their names or beginnings; all of them where it does not say.
+CURVES_READ = "curves_read"
+
 START_SECONDS = 180  # for a kernel to answer, on a busy machine
 
 DRAWN = "**Drawn.**"  # begins the paragraph above a figure that says what it shows
@@ -92,6 +95,22 @@ def grids_of(path: pathlib.Path, parameters: dict) -> Grid:
     """
     defined = _grid_cells(path, parameters)
     return Grid(*(defined[name] for name in GRIDS))
+
+
+def curves_read(paths_: list[pathlib.Path], parameters: dict) -> dict[Run, frozenset[str] | None]:
+    """The curves of every run that the notebooks at `paths_`, taken together, read.
+
+    They are names or beginnings of names, as each notebook's `curves_read` has them; None stands
+    for all curves. Raises as `grids_of`.
+    """
+    read: dict[Run, frozenset[str] | None] = {}
+    for path in paths_:
+        defined = _grid_cells(path, parameters)
+        mine = defined.get(CURVES_READ)
+        for run in all_runs(defined["runs"]) + all_runs(defined["held_out"]):
+            others = read.get(run, frozenset())
+            read[run] = None if mine is None or others is None else others | frozenset(mine)
+    return read
 
 
 def runs_of(path: pathlib.Path, parameters: dict) -> tuple[list[Run], list[Run]]:
