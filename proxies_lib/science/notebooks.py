@@ -101,11 +101,15 @@ def curves_read(paths_: list[pathlib.Path], parameters: dict) -> dict[Run, froze
     """The curves of every run that the notebooks at `paths_`, taken together, read.
 
     They are names or beginnings of names, as each notebook's `curves_read` has them; None stands
-    for all curves. Raises as `grids_of`.
+    for all curves. A notebook whose grid fails, a draft or one that cannot take the overrides, is
+    left out.
     """
     read: dict[Run, frozenset[str] | None] = {}
     for path in paths_:
-        defined = _grid_cells(path, parameters)
+        try:
+            defined = _grid_cells(path, parameters)
+        except UserError:
+            continue
         mine = defined.get(CURVES_READ)
         for run in all_runs(defined["runs"]) + all_runs(defined["held_out"]):
             others = read.get(run, frozenset())
