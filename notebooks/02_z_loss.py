@@ -125,8 +125,8 @@ in_window.pivot(index="method", columns="n_params", values="S").round(3)
 # **On the laptop** log² Z stays where it began, with z-loss hardly lower than without. The mean
 # logit drifts slowly, most of it early, and the two losses lie on each other.
 #
-# **At night** log² Z rises from 37 to 64 without z-loss, to 56 with it. Over the longer training it
-# comes down again, to 49 without and 27 with it. The mean logit falls in both arms, with z-loss
+# **At night** log² Z rises from 37 to 64 without z-loss, to 56 with it. Over the longer training
+# it comes down again, to 49 without and 27 with it. The mean logit falls in both arms, with z-loss
 # more, and the losses lie on each other.
 
 # %%

@@ -231,17 +231,16 @@ def _run(options):
         )
         return
     if options.publish:
-        _require_that_committed_code_trained(asked)
+        _require_that_committed_code_trained(*_trained(asked))
     _execute(asked)
     _export(asked)
 
 
-def _require_that_committed_code_trained(asked: _Asked):
+def _require_that_committed_code_trained(plan, trained: list):
     """Of held-out runs those that are there already, as the others are still to be trained."""
     from proxies_lib.runs import provenance, tables
     from proxies_lib.science import outputs
 
-    plan, trained = _trained(asked)
     table, _ = tables.table(trained, plan.folder, plan.layer, columns=())
     outputs.require_committed(provenance.commit(), table)
 
@@ -268,8 +267,8 @@ def _export(asked: _Asked):
     _write_tables(asked, plan, list(plan.found))
 
 
-def _write_tables(asked: _Asked, plan, found: list):
-    """The runs `found`, with those of their curves that a section of the scale reads.
+def _write_tables(asked: _Asked, plan, found: list) -> pathlib.Path:
+    """The runs `found`, with those of their curves that a section of the scale reads; where to.
 
     Any section, not only those asked for: sections share runs, and one that finds a run in the
     table does not train it again.
@@ -280,12 +279,14 @@ def _write_tables(asked: _Asked, plan, found: list):
     table, curves = tables.table(found, plan.folder, plan.layer)
     read = notebooks.curves_read(notebooks.choose([], asked.study), asked.parameters)
     curves = tables.only_read(curves, {f.row_key: read.get(f.run) for f in found})
-    tables.export(table, curves, outputs.target("papermill_runs", asked.study.label))
+    target = outputs.target("papermill_runs", asked.study.label)
+    tables.export(table, curves, target)
+    return target
 
 
 def _export_stored(options):
     """Write what is stored of a section, although some of it is still to be trained."""
-    from proxies_lib.runs import provenance, tables
+    from proxies_lib.runs import provenance
     from proxies_lib.science import outputs
 
     asked = _gather(options)
@@ -293,11 +294,9 @@ def _export_stored(options):
     if not stored:
         raise UserError(f"store={plan.folder}: has none of these runs; train some first")
     if options.publish:
-        table, _ = tables.table(stored, plan.folder, plan.layer, columns=())
-        outputs.require_committed(provenance.commit(), table)
+        _require_that_committed_code_trained(plan, stored)
     outputs.claim(asked.study, provenance.commit())
-    _write_tables(asked, plan, stored)
-    target = outputs.target("papermill_runs", asked.study.label)
+    target = _write_tables(asked, plan, stored)
     print(f"exported {len(stored)} of {len(plan.found)} runs to {target}")
 
 
