@@ -233,7 +233,8 @@ for tensor, name in tensors.items():
     histograms.append(adam.histograms(pair, f"update/{tensor}").assign(row=f"Δ, {name}"))
 bars = pd.concat(histograms)
 figure = plots.figure_histograms(bars.assign(column=bars["step"]), moments)
-report.save(figure, "figP2_histograms", {"histograms": bars}, table, this)
+filled = bars[bars["share"] > 0]  # an empty bin has no place on the log axis
+report.save(figure, "figP2_histograms", {"histograms": filled}, table, this)
 
 # %% [markdown]
 # ## The remedies, on the same spike
@@ -285,7 +286,7 @@ at_times = analysis.where(observed, method=list(repeated), step=list(times))
 bars = adam.histograms(at_times, f"ratio/{layer}")
 figure = plots.figure_histograms(bars.assign(row="r, block 0", column=bars["step"]), times)
 few = analysis.where(table, method=list(repeated))
-report.save(figure, "figP2_batches", {"histograms": bars}, few, this)
+report.save(figure, "figP2_batches", {"histograms": bars[bars["share"] > 0]}, few, this)
 
 # %% [markdown]
 # ## Gradients in narrow formats
