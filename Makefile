@@ -27,7 +27,7 @@ lab: .venv/.ready
 	.venv/bin/proxies lab
 
 test: .venv/.ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --durations=40 --durations-min=5
 
 test-trust: .venv/.ready
 	.venv/bin/python -m pytest tests/trust
