@@ -147,7 +147,8 @@ def _range(values, log: bool) -> list[float]:
     known = known[np.isfinite(known) & ((known > 0) | (not log))]
     ends = np.array([known.min(), known.max()]) if len(known) else np.array([0.1, 1.0])
     ends = np.log10(ends) if log else ends
-    margin = 0.06 * (ends[1] - ends[0]) or 0.5
+    # On a phone a label above the highest level takes a twelfth of the height.
+    margin = 0.1 * (ends[1] - ends[0]) or 0.5
     return numbers([ends[0] - margin, ends[1] + margin])
 
 
