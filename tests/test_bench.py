@@ -12,9 +12,13 @@ from proxies_lib.runs import checkpoint
 
 
 def test_store_benchmark_measures_what_it_wrote():
-    (row,) = bench.measure_store([20])
-    assert row["runs"] == 20
-    assert all(row[name] > 0 for name in ("write_s", "plan_s", "table_s", "peak_MiB"))
+    small, large = bench.measure_store([2, 20])
+    assert (small["runs"], large["runs"]) == (2, 20)
+    assert all(
+        row[name] > 0
+        for row in (small, large)
+        for name in ("write_s", "plan_s", "table_s", "peak_MiB")
+    )
 
 
 def test_benchmarked_runs_are_the_stated_shapes():

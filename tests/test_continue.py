@@ -93,7 +93,8 @@ def test_a_section_goes_on_from_the_committed_table_on_a_machine_without_its_sto
 
     overrides = SHORT | {"seeds": [0], "label": "pieces"}
     path = notebooks.sections()["07"]
-    runs, held_out = notebooks.runs_of(path, PARAMETERS | {"overrides": overrides})
+    parameters = PARAMETERS | {"overrides": overrides}
+    runs, held_out = notebooks.runs_of(path, parameters)
     first = [run for run in runs if run.model.qk_norm == "none"] + held_out
     sweep.run(sweep.plan(first), workers=2, engine="processes", quiet=True)
     label = world / "papermill_runs/smoke-pieces"
@@ -112,11 +113,11 @@ def test_a_section_goes_on_from_the_committed_table_on_a_machine_without_its_sto
     assert set(after[0]["key"]) == set(after[1]["key"]) == trained | records(world)
     pd.testing.assert_frame_equal(before[0], of_keys(after[0], before[0]))
     # Of each run's curves those stay that a section reads, and the loss.
-    whole = before[1][[name for name in before[1] if name in after[1]]]
-    thin = of_keys(after[1], whole)
-    assert "max_attention_logit/0" in whole and whole.shape[1] < before[1].shape[1]
-    assert thin["loss"].equals(whole["loss"]) and thin["max_attention_logit/0"].notna().any()
-    pd.testing.assert_frame_equal(thin, whole.where(thin.notna()))
+    read = notebooks.curves_read(list(notebooks.sections().values()), parameters)
+    of_key = {config.key(run, fingerprint(run)): read[run] for run in first}
+    thin = tables.only_read(before[1], of_key)
+    assert "max_attention_logit/0" in thin and thin.shape[1] < before[1].shape[1]
+    pd.testing.assert_frame_equal(thin, of_keys(after[1], thin))
     assert set(pd.read_csv(label / "prediction.csv")["held_out_stored"]) == {len(held_out)} == {3}
 
 
