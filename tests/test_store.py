@@ -418,6 +418,18 @@ def sweep_plan(run, folder):
     return sweep.Plan(found, sweep.estimates(found, folder), folder, 1)
 
 
+def test_a_run_that_was_paused_or_diverged_does_not_set_the_time_of_its_program(tmp_path, smoke):
+    runs = [replace(smoke, seed=seed) for seed in range(4)]
+    for run, seconds in zip(runs, (3.0, 4466.0, 2.0), strict=False):
+        stored = meta(run)
+        stored["result"]["train_seconds"] = seconds
+        store.write(tmp_path, stored, CURVES)
+    found = find(runs, tmp_path)
+    assert sweep.estimates(found, tmp_path) == {smoke.program: 3.0}
+    expected = smoke.flops / sweep.FLOPS_PER_SECOND
+    assert sweep.estimates(found[3:], tmp_path) == {smoke.program: expected}
+
+
 @pytest.mark.parametrize(
     "arrays",
     [

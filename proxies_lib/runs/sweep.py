@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+import statistics
 
 from proxies_lib import interventions, paths, settings
 from proxies_lib.config import Run
@@ -17,6 +18,8 @@ from proxies_lib.runs.engines import chosen_engine, cores, is_distributed
 from proxies_lib.runs.tables import Layer
 
 FLOPS_PER_SECOND = 35e9  # per core, where no stored run of the program tells
+
+TIMED_RUNS = 3  # of a program, at most: what its next one takes is the median of theirs
 
 COMPILE_SECONDS = 15.0  # of a program; no stored run tells
 
@@ -183,19 +186,22 @@ def plan(
 
 
 def estimates(found: list[tables.Found], folder: pathlib.Path) -> dict:
-    """Seconds a run on one core, per program: measured on a stored run if there is one, else from
-    its FLOPs."""
-    example = {}  # a run of each program, a stored one where there is one
-    for f in sorted(found, key=lambda f: f.layer == Layer.STORED):
-        example[f.run.program] = f
+    """Seconds a run on one core, per program: the median of a few stored runs of it if there are
+    any, else from its FLOPs."""
+    stored = collections.defaultdict(list)
     seconds = {}
-    for program, f in example.items():
-        seconds[program] = f.run.flops / FLOPS_PER_SECOND
-        # Its time is wanted, and no curve.
-        record = store.read(folder, f.known_key, columns=()) if f.layer == Layer.STORED else None
-        if record is not None:
-            meta, _ = record
-            seconds[program] = meta["result"]["train_seconds"]
+    for f in found:
+        seconds[f.run.program] = f.run.flops / FLOPS_PER_SECOND
+        if f.layer == Layer.STORED:
+            stored[f.run.program].append(f.known_key)
+    for program, keys in stored.items():
+        # Spread over the grid, as runs that diverge stop early, and more than one, as a process
+        # that was paused counts the pause. Their times are wanted, and no curve.
+        chosen = keys[:: -(-len(keys) // TIMED_RUNS)]
+        records = [store.read(folder, key, columns=()) for key in chosen]
+        times = [record[0]["result"]["train_seconds"] for record in records if record]
+        if times:
+            seconds[program] = statistics.median(times)
     return seconds
 
 
