@@ -127,6 +127,13 @@ def test_a_figure_says_how_many_seeds_it_shows(draw):
     assert any("2 seeds" in text for text in texts(draw()))
 
 
+def test_a_figure_whose_panels_differ_in_seeds_says_so():
+    panels = rms_panels()
+    panels["block"] = panels["block"][panels["block"]["seed"] == 0]
+    (said,) = [text for text in texts(plots.figure_rms(panels, "rms", "RMS")) if "seed" in text]
+    assert said == "Mean of 1 or 2 seeds; band: least to largest seed."
+
+
 def test_a_method_without_a_style_gets_one_of_its_own_and_keeps_it(monkeypatch):
     # Other tests of this process have taken some of the spare ones.
     ours = {name: style for name, style in plots.METHODS.items() if style not in plots.SPARE}

@@ -225,10 +225,15 @@ def shown(method: str) -> str:
     return re.sub(r"(?<=ε = )\d[\d.e+-]*", lambda found: epsilon(float(found[0])), method)
 
 
-def seeds(frame: pd.DataFrame) -> str:
-    """How many seeds stand behind a mean: from the column `n`, or counted in `seed`."""
-    n = int(frame["n"].max()) if "n" in frame else frame["seed"].nunique()
-    return "one seed" if n == 1 else f"{n} seeds"
+def seeds(*frames: pd.DataFrame) -> str:
+    """How many seeds stand behind a mean: from the column `n`, or counted in `seed`.
+
+    Not every point or panel need have equally many: "3 or 5 seeds".
+    """
+    counts = set()
+    for frame in frames:
+        counts |= set(frame["n"].astype(int)) if "n" in frame else {frame["seed"].nunique()}
+    return "one seed" if counts == {1} else f"{' or '.join(map(str, sorted(counts)))} seeds"
 
 
 # Parts that every figure is made of.
@@ -516,7 +521,7 @@ def figure_sweep(
         label_outer(below, N_AXIS, "LR sensitivity S (nats)")
         below[0].set_ylim(bottom=0)
         legend_above(parts[1], below)
-        behind = seeds(next(iter(sensitivities.values())))
+        behind = seeds(*sensitivities.values())
         note(
             parts[1],
             f"Mean of {behind}; upright: 95 % interval; methods stand side by side at each N.",
@@ -750,7 +755,7 @@ def figure_rms(
     by_lr, by_size, _ = axes  # the third has the lines of the first
     corner.add_artist(corner.legend(*by_lr.get_legend_handles_labels(), loc="center left"))
     corner.legend(*by_size.get_legend_handles_labels(), loc="center")
-    note(fig, f"Mean of {seeds(next(iter(panels.values())))}; band: least to largest seed.")
+    note(fig, f"Mean of {seeds(*panels.values())}; band: least to largest seed.")
     return fig
 
 
