@@ -243,8 +243,8 @@ report.save(figure, "fig13_update_rms", {"trajectories": drawn}, ladder, this)
 #
 # ## What we see at night
 #
-# All of that, more clearly: gradients fall with N in both layers that we look at, to 900 times ε at
-# the largest size and learning rate, and a forced ε costs loss, not only updates. What the paper
+# All of that, more clearly. Gradients fall with N in both layers that we look at, to 900 times ε
+# at the largest size and learning rate. A forced ε costs loss, not only updates. What the paper
 # does not see stays: the residual stream grows with N. Decay that acts over the training might hold
 # it back; λ · steps is 0.19 here and 10 in the paper.
 

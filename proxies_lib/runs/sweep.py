@@ -7,6 +7,7 @@ plan(runs)   again: now nothing is missing, and `tables.table` makes frames of i
 
 import collections
 import dataclasses
+import math
 import os
 import pathlib
 import statistics
@@ -188,21 +189,33 @@ def plan(
 def estimates(found: list[tables.Found], folder: pathlib.Path) -> dict:
     """Seconds a run on one core, per program: the median of a few stored runs of it if there are
     any, else from its FLOPs."""
+    seconds, to_train = {}, set()
     stored = collections.defaultdict(list)
-    seconds = {}
     for f in found:
-        seconds[f.run.program] = f.run.flops / FLOPS_PER_SECOND
+        program = f.run.program
+        seconds[program] = f.run.flops / FLOPS_PER_SECOND
         if f.layer == Layer.STORED:
-            stored[f.run.program].append(f.known_key)
+            stored[program].append(f.known_key)
+        if f.layer == Layer.MISSING:
+            to_train.add(program)
     for program, keys in stored.items():
-        # Spread over the grid, as runs that diverge stop early, and more than one, as a process
-        # that was paused counts the pause. Their times are wanted, and no curve.
-        chosen = keys[:: -(-len(keys) // TIMED_RUNS)]
-        records = [store.read(folder, key, columns=()) for key in chosen]
-        times = [record[0]["result"]["train_seconds"] for record in records if record]
+        # Records cost time to read: one will do where nothing waits for the answer.
+        times = _train_seconds(keys, TIMED_RUNS if program in to_train else 1, folder)
         if times:
             seconds[program] = statistics.median(times)
     return seconds
+
+
+def _train_seconds(keys: list[str], at_most: int, folder: pathlib.Path) -> list[float]:
+    """What a few stored runs took; those that cannot be read are left out.
+
+    They are spread over the grid, as runs that diverge stop early. More than one says more, as the
+    time of a process that was paused includes the pause.
+    """
+    every = math.ceil(len(keys) / at_most)
+    # Their times are wanted, and no curve.
+    records = [store.read(folder, key, columns=()) for key in keys[::every]]
+    return [meta["result"]["train_seconds"] for meta, _ in filter(None, records)]
 
 
 def run(plan: Plan, workers: int = 0, engine: str = "auto", quiet: bool = False):

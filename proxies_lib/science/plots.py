@@ -232,8 +232,13 @@ def seeds(*frames: pd.DataFrame) -> str:
     """
     counts = set()
     for frame in frames:
-        counts |= set(frame["n"].astype(int)) if "n" in frame else {frame["seed"].nunique()}
-    return "one seed" if counts == {1} else f"{' or '.join(map(str, sorted(counts)))} seeds"
+        if "n" in frame:
+            counts.update(frame["n"].astype(int))
+        else:
+            counts.add(frame["seed"].nunique())
+    if counts == {1}:
+        return "one seed"
+    return f"{' or '.join(map(str, sorted(counts)))} seeds"
 
 
 # Parts that every figure is made of.
