@@ -109,11 +109,11 @@ Markdown(report.markdown(report.protocol_table().reset_index(names="")))
 # %% [markdown]
 # ## Scoreboard
 #
-# Every claim of the paper's 29 figures, and of the section on Adam's instability, checked at this
-# scale. A claim [holds](../../docs/glossary.md#verdict) if the whole 95 % interval over seeds
-# (Student's t) lies on the claimed side of a threshold fixed in the code before the runs. Where
-# only the mean lies there, the claim does not hold, and its note says that it is
-# [undecided](../../docs/glossary.md#undecided).
+# Every claim of the paper's 29 figures, of the section on Adam's instability, and our predictions
+# on later ideas, checked at this scale. A claim [holds](../../docs/glossary.md#verdict) if the
+# whole 95 % interval over seeds (Student's t) lies on the claimed side of a threshold fixed in the
+# code before the runs. It is contradicted if the whole interval lies on the other side, and
+# [undecided](../../docs/glossary.md#undecided) if it includes the threshold.
 
 # %%
 board = report.scoreboard(this.label)

@@ -19,7 +19,7 @@
 # says: a longer warm-up lowers LR sensitivity and loss, most of all for large models.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | night | long | gpu | paper
+scale = "laptop"  # smoke | laptop | night | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -60,7 +60,7 @@ report.summary(table, this)
 # long, a curve per size. Below: [LR sensitivity](../../docs/glossary.md#lr-sensitivity) S against
 # size, a curve per warm-up.
 #
-# **If the claim holds,** the curves get lower and flatter from left to right, at their right end
+# **If the claim holds,** the curves get lower and flatter from panel to panel, at their right end
 # above all, and the S of longer warm-ups lies lower, most of all for the largest model.
 #
 # **On the laptop** the right end of the curves comes down, and S over this scale's window with it.
@@ -101,7 +101,8 @@ by_size.loc[list(runs)].round(3)
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
+# side. It is contradicted if the whole interval lies on the other side, and
+# [undecided](../../docs/glossary.md#undecided) if it includes the threshold.
 
 # %%
 verdicts = report.publish(checks.warmup(table, curves, this), "03", this)

@@ -22,7 +22,7 @@
 # best extrapolation from smaller ones.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | night | long | gpu | paper
+scale = "laptop"  # smoke | laptop | night | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -74,8 +74,8 @@ report.summary(table, this)
 # **If the claim holds,** S rises more steeply by depth than by width, and the largest deep model
 # has a lower best loss than the largest wide one.
 #
-# **On the laptop** it is the other way round: S falls by depth, and the best loss of the deep
-# series gets higher with each size.
+# **On the laptop** the best loss of the deep series gets higher with each size, that of the wide
+# series lower. S does not rise by depth on average, but how it compares with width is undecided.
 
 # %%
 pair = analysis.where(table, method=["by width", "by depth"])
@@ -124,15 +124,16 @@ fits.groupby("method", sort=False)[["n_params", "slope", "error"]].mean().round(
 # ## What we see at laptop scale
 #
 # In a training this short depth does not pay: deeper models of one width have a *higher* best loss,
-# width a lower one, and S falls with depth where the paper has it rise. Without qk-layernorm both
-# series are clearly more sensitive.
+# width a lower one. Whether S rises more steeply by depth or by width is undecided. Without
+# qk-layernorm both series are clearly more sensitive.
 
 # %% [markdown]
 # ## Verdicts
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
+# side. It is contradicted if the whole interval lies on the other side, and
+# [undecided](../../docs/glossary.md#undecided) if it includes the threshold.
 
 # %%
 verdicts = report.publish(checks.width_vs_depth(table, curves, this), "05", this)

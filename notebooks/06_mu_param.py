@@ -24,7 +24,7 @@
 # also fixes the best learning rate.
 
 # %% tags=["parameters"]
-scale = "laptop"  # smoke | laptop | night | long | gpu | paper
+scale = "laptop"  # smoke | laptop | night | gpu | paper
 train = False  # True trains the runs that the store lacks; False only reads
 publish = False  # True writes figures and verdicts (training always does)
 overrides = {}  # e.g. {"steps": 800, "seeds": [7, 8, 9]}: a protocol of your own
@@ -214,7 +214,8 @@ log_lr = best.pivot_table(index="method", columns="n_params", values="best_lr", 
 #
 # Measures and thresholds were fixed in `proxies_lib/science/checks` before the runs. A claim
 # [holds](../../docs/glossary.md#verdict) only if the whole interval over seeds lies on the claimed
-# side. Where only the mean does, it is [undecided](../../docs/glossary.md#undecided).
+# side. It is contradicted if the whole interval lies on the other side, and
+# [undecided](../../docs/glossary.md#undecided) if it includes the threshold.
 
 # %%
 verdicts = report.publish(checks.mu_param(table, curves, this), "06", this)

@@ -50,7 +50,7 @@ def shown(value, text=str) -> str:
 
 
 def did_you_mean(word, known: Iterable[str]) -> str:
-    """ "; did you mean laptop?", where one of the `known` words is near to `word`; else "".
+    """ " (did you mean laptop?)", where one of the `known` words is near to `word`; else "".
 
     A part of a known word is near to it, too: `z_loss` to `02_z_loss`.
     """
@@ -330,8 +330,10 @@ class Run:
 
         text = self.model.intervention
         interventions.check(text, self.hparams.intervention_numbers)
-        own_optimizer = any("optimizer" in one.places for one in interventions.declared(text))
-        if own_optimizer and self.train.histograms:
+        places = {place for one in interventions.declared(text) for place in one.places}
+        if "after" in places and not self.model.n_layers:
+            refuse("n_layers", 0, "must be 1 or more with `after`, which sees attention logits")
+        if "optimizer" in places and self.train.histograms:
             allowed = "must be 0 with an optimizer of one's own: they show Adam's moments"
             refuse("histograms", self.train.histograms, allowed)
 

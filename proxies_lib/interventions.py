@@ -144,6 +144,7 @@ def _class_of(cls: type) -> tuple[ast.ClassDef, str]:
     if not functions:
         refuse("intervention", cls.__name__, f"has no function; places are {', '.join(PLACES)}")
     code = functions[0].__code__
+    linecache.checkcache(code.co_filename)  # a module may have been edited and imported again
     lines = linecache.getlines(code.co_filename)
     for node in ast.walk(_parsed("".join(lines), cls.__name__)):
         if not isinstance(node, ast.ClassDef) or node.name != cls.__name__:

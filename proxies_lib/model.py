@@ -57,11 +57,11 @@ class Transformer(nnx.Module):
         self.head = linear(config.d_model, config.vocab_size)
         self.config = config
 
-    def __call__(self, tokens_BT: jax.Array, probe, h: dict, place=anywhere, scanned=None):
+    def __call__(self, tokens_BT: jax.Array, probe, h: dict, pin=anywhere, scanned=None):
         """Logits (N, V) and taps, as `apply` says. `scanned` stands in for the blocks, if given."""
-        x_ND = place(self.embed(tokens_BT.reshape(-1)))
+        x_ND = pin(self.embed(tokens_BT.reshape(-1)))
         if scanned is None:
-            x_ND, taps = self._through_blocks(x_ND, len(tokens_BT), probe, h, place)
+            x_ND, taps = self._through_blocks(x_ND, len(tokens_BT), probe, h, pin)
         else:
             x_ND, taps = scanned(x_ND)
         logits_NV = self.head(self.final_norm(x_ND)).astype(jnp.float32)
@@ -71,11 +71,11 @@ class Transformer(nnx.Module):
             logits_NV = ops.rounded_to_bfloat16(logits_NV)
         return logits_NV, taps | ops.zeros_unless(probe, output_taps, logits_NV)
 
-    def _through_blocks(self, x_ND, batch: int, probe, h: dict, place):
+    def _through_blocks(self, x_ND, batch: int, probe, h: dict, pin):
         taps = []
         for block in self.blocks:
             x_ND, taps_of_block = block(x_ND, batch, probe, h)
-            x_ND = place(x_ND)
+            x_ND = pin(x_ND)
             taps.append(taps_of_block)
         return x_ND, _stacked_leaves(taps) if taps else {}
 
@@ -285,6 +285,10 @@ def init(config: ModelConfig, key: jax.Array, h: dict = PAPER) -> dict:
 
     The embedding is normal with std 1/√D, norms are 1, every other weight is truncated normal
     with std 1/√fan_in. Head and queries are multiplied by `h["head_init"]` and `h["query_init"]`.
+
+    Draws are numbered by kind and shape, in the order in which these first occur. So two models of
+    one seed agree only up to the first tensor that one of them lacks: with qk-layernorm and
+    without, the attention's kernels are equal, those of MLP, embedding and head are not.
     """
     leaves, tree = jax.tree.flatten_with_path(nnx.to_pure_dict(_skeleton(config)[1]))
     # Tensors of one kind and shape are one draw, stacked: every draw is half a second of
@@ -310,9 +314,9 @@ def apply(
     tokens_BT: jax.Array,
     probe=True,
     h: dict = PAPER,
-    place=anywhere,
+    pin=anywhere,
 ):
-    """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `place` pins (N, D).
+    """Logits (N, V) in float32 for integer tokens (B, T), and the taps. `pin` pins (N, D).
 
     Taps of each block, (L,):
         max_attention_logit            largest |logit| over causal entries
@@ -331,19 +335,19 @@ def apply(
     layer's activations in memory, one layer to compile.
     """
     if not stacked(params):
-        return _merged(_skeleton(config), params)(tokens_BT, probe, h, place)
+        return _merged(_skeleton(config), params)(tokens_BT, probe, h, pin)
     block = _block_skeleton(config)
 
     def layer(x_ND, params_of_layer):
         x_ND, taps = _merged(block, params_of_layer)(x_ND, len(tokens_BT), probe, h)
-        return place(x_ND), taps
+        return pin(x_ND), taps
 
     remembering_nothing = jax.checkpoint(layer, prevent_cse=False)
     scanned = functools.partial(jax.lax.scan, remembering_nothing, xs=params["blocks"])
     # What stands before and behind the blocks is a transformer without any.
     params_of_ends = {name: part for name, part in params.items() if name != "blocks"}
     ends = _merged(_skeleton(dataclasses.replace(config, n_layers=0)), params_of_ends)
-    return ends(tokens_BT, probe, h, place, scanned)
+    return ends(tokens_BT, probe, h, pin, scanned)
 
 
 def stack(params: dict) -> dict:

@@ -19,7 +19,7 @@ ROPE_BASE = 10_000.0
 
 
 def anywhere(x):
-    """`x` itself: the `place` of a program that pins no array to devices."""
+    """`x` itself: the `pin` of a program that pins no array to devices."""
     return x
 
 
@@ -143,9 +143,9 @@ def rope(x_BHKT: jax.Array) -> jax.Array:
 
 
 def kappa_map(z_BHKT: jax.Array, kappa) -> jax.Array:
-    """√κ·z/√mean(z²) over the channels of a head (P1, Fig. 10).
+    """√κ·z/√(mean(z²) + 1e-6) over the channels of a head (P1, Fig. 10).
 
-    Logits at scale 1/√K are then at most κ·√K.
+    Logits at scale 1/√K are then at most κ·√K. What is added keeps a z of zeros finite.
     """
     mean_square = jnp.square(z_BHKT.astype(jnp.float32)).mean(-2, keepdims=True)
     return (z_BHKT * jnp.sqrt(kappa / (mean_square + LAYER_NORM_EPS))).astype(z_BHKT.dtype)

@@ -45,7 +45,7 @@ def gradients(
     tokens_BT,
     probe,
     layout: Layout = PLAIN,
-    place=anywhere,
+    pin=anywhere,
 ):
     """Gradient of cross-entropy + z-loss over sequences (B, T + 1), the cross-entropy, the taps.
 
@@ -55,7 +55,7 @@ def gradients(
 
     def loss(params, tokens_BT):
         used = places.through("reparametrize", params, h)
-        logits_NV, taps = model.apply(config, used, tokens_BT[:, :-1], probe, h, place)
+        logits_NV, taps = model.apply(config, used, tokens_BT[:, :-1], probe, h, pin)
         labels_N = tokens_BT[:, 1:].reshape(-1)
         ce, log2_z = cross_entropy(logits_NV, labels_N)
         total = ce + h["z_loss"] * log2_z
@@ -115,7 +115,7 @@ def step(
     tokens_BT,
     probe,
     layout: Layout = PLAIN,
-    place=anywhere,
+    pin=anywhere,
 ) -> tuple[dict, dict]:
     """One optimizer step on sequences (B, T + 1): the next state, and its metrics.
 
@@ -125,7 +125,7 @@ def step(
     """
     config, train = program
     params = state["params"]
-    grads, ce, taps = gradients(config, h, params, tokens_BT, probe, layout, place)
+    grads, ce, taps = gradients(config, h, params, tokens_BT, probe, layout, pin)
     if train.gradient_dtype != "float32":
         grads = optim.rounded(grads, train.gradient_dtype, h["loss_scale"])
     of_embedding = jax.tree.map(lambda g: g * h["embedding_gradient"], grads["embed"])
@@ -168,7 +168,7 @@ def _rms_of_tensors(trees: dict) -> dict:
 
 
 def chunk(
-    program: tuple, h: dict, state: dict, tokens_CBT, layout: Layout = PLAIN, place=anywhere
+    program: tuple, h: dict, state: dict, tokens_CBT, layout: Layout = PLAIN, pin=anywhere
 ) -> tuple[dict, dict]:
     """C steps in one program: the state behind them, and the metrics of a logged point.
 
@@ -177,12 +177,12 @@ def chunk(
     points.
     """
     if tokens_CBT.ndim > 3:
-        of_point = functools.partial(chunk, program, h, layout=layout, place=place)
+        of_point = functools.partial(chunk, program, h, layout=layout, pin=pin)
         return jax.lax.scan(of_point, state, tokens_CBT)
 
     def one_step(state, inputs):
         tokens_BT, probe = inputs
-        return step(program, h, state, tokens_BT, probe, layout, place)
+        return step(program, h, state, tokens_BT, probe, layout, pin)
 
     # Taps cost; the last step of a chunk stands for all.
     C = len(tokens_CBT)
@@ -194,13 +194,13 @@ def chunk(
 
 
 def evaluate(
-    config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array, place=anywhere
+    config: ModelConfig, h: dict, params: dict, tokens_EBT: jax.Array, pin=anywhere
 ) -> jax.Array:
     """Mean cross-entropy in nats per token over E batches of sequences (B, T + 1)."""
     params = interventions.places(config.intervention).through("reparametrize", params, h)
 
     def add(total, tokens_BT):
-        logits_NV, _ = model.apply(config, params, tokens_BT[:, :-1], False, h, place)
+        logits_NV, _ = model.apply(config, params, tokens_BT[:, :-1], False, h, pin)
         return total + cross_entropy(logits_NV, tokens_BT[:, 1:].reshape(-1))[0], None
 
     total, _ = jax.lax.scan(add, jnp.zeros(()), tokens_EBT)
@@ -219,16 +219,16 @@ def trace(config: ModelConfig, train: TrainConfig, layout: Layout = PLAIN, devic
     layout.check(config, train)
     mesh = None if devices is None else _mesh(layout, devices)
     shardings = Shardings(mesh, layout)
-    place = anywhere
+    pin = anywhere
     if mesh:
-        pin = jax.lax.with_sharding_constraint
-        place = functools.partial(pin, shardings=shardings.shared("data"))
+        constrain = jax.lax.with_sharding_constraint
+        pin = functools.partial(constrain, shardings=shardings.shared("data"))
 
     program = (config, train)
     init_ = _over_lanes(functools.partial(init, program, layout=layout), layout, mesh)
-    chunk_ = functools.partial(chunk, program, layout=layout, place=place)
+    chunk_ = functools.partial(chunk, program, layout=layout, pin=pin)
     chunk_ = _over_lanes(chunk_, layout, mesh)
-    evaluate_ = functools.partial(evaluate, config, place=place)
+    evaluate_ = functools.partial(evaluate, config, pin=pin)
     evaluate_ = _over_lanes(evaluate_, layout, mesh, in_axes=(0, 0, None))  # on the same tokens
 
     # Inputs by their shapes: hyperparameters, seed, tokens of a call, tokens of an evaluation.

@@ -151,8 +151,14 @@ def _by_name(params: dict) -> dict[str, np.ndarray]:
 
 
 def _check_identities(base: Run, places: tuple[str, ...], plain: _Trained):
-    body = "\n    ".join(IDENTITIES[place] for place in places)
+    own = interventions.places(base.model.intervention)
+    # A block or an optimizer that the base has of its own leaves no place for a second one.
+    free = [place for place in places if place not in interventions.ALONE or not own.has(place)]
+    if not free:
+        return
+    body = "\n    ".join(IDENTITIES[place] for place in free)
     text = f"@intervention(version=1)\nclass identity:\n    {body}"
+    text = interventions.join(base.model.intervention, text)
     same = _Trained(replace(base, intervention=text))
     if not _equal(plain, same):
         where = ", ".join(places)

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from proxies_lib.runs import executables
 from proxies_lib.science import protocol
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -16,8 +17,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 @pytest.fixture(scope="session", autouse=True)
 def own_world(tmp_path_factory):
     home = tmp_path_factory.mktemp("world")
-    for kind in ("cache", "store", "figures", "papermill_runs"):
+    for kind in ("store", "figures", "papermill_runs"):
         os.environ[f"PROXIES_{kind.upper()}"] = str(home / kind)
+    # Processes of pytest-xdist share what is compiled, and a process finds what another one left.
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    os.environ["PROXIES_CACHE"] = str(session / "cache")
+    executables.use_cache()
     yield home
 
 

@@ -11,7 +11,8 @@ from proxies_lib.layout import Layout
 from proxies_lib.runs import checkpoint
 
 
-def test_store_benchmark_measures_what_it_wrote():
+def test_store_benchmark_measures_what_it_wrote(monkeypatch):
+    monkeypatch.setattr(bench, "_in_process", lambda task, *arguments: task(*arguments))
     small, large = bench.measure_store([2, 20])
     assert (small["runs"], large["runs"]) == (2, 20)
     assert all(
@@ -19,6 +20,10 @@ def test_store_benchmark_measures_what_it_wrote():
         for row in (small, large)
         for name in ("write_s", "plan_s", "table_s", "peak_MiB")
     )
+
+
+def test_a_task_of_the_store_benchmark_has_a_process_of_its_own():
+    assert bench._in_process(os.getpid) != os.getpid()
 
 
 def test_benchmarked_runs_are_the_stated_shapes():

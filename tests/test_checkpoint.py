@@ -41,6 +41,14 @@ def same(a: dict, b: dict) -> bool:
     )
 
 
+def test_a_folder_of_checkpoints_may_be_named_from_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROXIES_CHECKPOINTS", "kept/here")
+    assert str(checkpoint.root()) == str(tmp_path / "kept/here"), "Orbax takes whole paths only"
+    monkeypatch.setenv("PROXIES_CHECKPOINTS", "gs://bucket/here")
+    assert str(checkpoint.root()) == "gs://bucket/here"
+
+
 @pytest.mark.parametrize("lanes", (0, 4))
 def test_a_run_killed_anywhere_resumes_bit_for_bit(smoke, often, folder, monkeypatch, lanes):
     runs = [replace(smoke, seed=seed) for seed in range(3 if lanes else 1)]

@@ -6,6 +6,11 @@ from proxies_lib import config
 from proxies_lib.science import claims, protocol, report
 
 
+@pytest.fixture(autouse=True)
+def own_outputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(tmp_path))
+
+
 def verdict(values, side="above", threshold=1.0):
     return claims.check("c", "1", "s", "m", values, **{side: threshold})
 

@@ -3,6 +3,8 @@ import gzip
 import json
 import os
 import pathlib
+import resource
+import signal
 import subprocess
 import sys
 
@@ -92,8 +94,11 @@ def call(arguments: str, **options):
 
 
 @pytest.mark.parametrize("arguments", BAD)
-def test_bad_input_is_one_clear_line_and_nothing_is_written(arguments, own_world, capsys):
-    before = sorted(own_world.rglob("*"))
+def test_bad_input_is_one_clear_line_and_nothing_is_written(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    for kind in ("store", "figures", "papermill_runs"):
+        monkeypatch.setenv(f"PROXIES_{kind.upper()}", str(tmp_path / kind))
     try:
         status = cli.main(arguments.split())
     except SystemExit as stop:
@@ -101,10 +106,10 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(arguments, own_world
     out, err = capsys.readouterr()
     assert status == 2 and not out
     assert err.startswith("proxies: ") and err.count("\n") == 1 and BAD[arguments] in err
-    assert sorted(own_world.rglob("*")) == before
+    assert not list(tmp_path.iterdir())
 
 
-def test_corrupt_and_empty_corpora_are_one_clear_line(tmp_path, own_world):
+def test_corrupt_and_empty_corpora_are_one_clear_line(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     shard = tmp_path / "c4-train.00000-of-00001.json.gz"
     shard.write_bytes(gzip.compress(b'{"text": "a"}\n')[:15])
@@ -117,7 +122,7 @@ def test_corrupt_and_empty_corpora_are_one_clear_line(tmp_path, own_world):
         assert (
             done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
         ), done.stderr
-    assert not (own_world / "cache" / "data" / "e").exists()
+    assert not (paths.folder("cache") / "data" / "e").exists()
 
 
 def test_plan_trains_and_writes_nothing(capsys):
@@ -126,14 +131,17 @@ def test_plan_trains_and_writes_nothing(capsys):
     assert not paths.folder("store").exists() or not list(paths.folder("store").rglob("*.npz"))
 
 
-def test_a_custom_protocol_runs_from_a_shard_to_figures_without_touching_the_scales_own(tmp_path):
+def test_a_custom_protocol_runs_from_a_shard_to_figures_without_touching_the_scales_own(
+    tmp_path, capsys
+):
     """A shard, then the whole: trained once, with outputs under a label of their own."""
     figures, runs = paths.folder("figures"), paths.folder("papermill_runs")
     before = [sorted((folder / "smoke").rglob("*")) for folder in (figures, runs)]
     common = (
-        f"run 01 --scale smoke --seeds 5-6 --set steps=20 --label short --store {tmp_path}/store"
+        f"run 01 --scale smoke --seeds 5-6 --set z_loss=0 --set sizes=[[8,1]] --label short"
+        f" --store {tmp_path}/store"
     )
-    for options, expected in ((" --shard 1/2", "12 to train"), ("", "12 stored, 12 to train")):
+    for options, expected in ((" --shard 1/2", "6 to train"), ("", "6 stored, 6 to train")):
         done = call(common + options)
         assert done.returncode == 0 and expected in done.stdout, done.stdout + done.stderr
     for name in ("fig01_lr_sensitivity", "fig02_logit_growth", "figE01_qk_norms"):
@@ -146,18 +154,20 @@ def test_a_custom_protocol_runs_from_a_shard_to_figures_without_touching_the_sca
         and str(tmp_path) not in text
         and str(paths.root()) not in text
     )
-    listed = call("claims --scale smoke-short --json")
-    rows = json.loads(listed.stdout)
+    assert cli.main(["claims", "--scale", "smoke-short", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
     assert len(rows) >= 10 and {"figure", "effect", "lo", "hi", "n", "verdict"} <= rows[0].keys()
     assert {r["n"] for r in rows} <= {0, 2} and {r["verdict"] for r in rows} == {claims.UNTESTABLE}
-    table = call("table --scale smoke-short").stdout.splitlines()
-    assert len(table) == 25 and "fingerprint" in table[0]
+    assert cli.main(["table", "--scale", "smoke-short"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 13 and "fingerprint" in table[0]
     protocol = json.loads((runs / "smoke-short" / "protocol.json").read_text())
-    assert protocol["overrides"] == {"seeds": [5, 6], "steps": 20} and protocol["commit"]
-    other = call(f"run 01 --scale smoke --set z_loss=0 --label short --store {tmp_path}/store")
+    own = {"seeds": [5, 6], "sizes": [[8, 1]], "z_loss": 0}
+    assert protocol["overrides"] == own and protocol["commit"]
+    other = call(f"run 01 --scale smoke --set eps=0 --label short --store {tmp_path}/store")
     assert other.returncode == 2 and other.stderr == (
-        "proxies: label='smoke-short': holds another protocol (seeds=[5, 6], steps=20); "
-        "choose another --label\n"
+        "proxies: label='smoke-short': holds another protocol (seeds=[5, 6], sizes=[[8, 1]], "
+        "z_loss=0); choose another --label\n"
     )
 
 
@@ -169,19 +179,19 @@ def test_text_for_a_terminal_that_cannot_show_it_is_escaped(own_world):
 
 
 def test_a_readme_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
-    """As with a full disk: the file may grow to 20 KB and no further."""
+    """As with a full disk: files of this process may grow to 20 KB and no further, for a while."""
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\n" + "after\n" * 5000)
     before = readme.read_bytes()
-    script = (
-        "import resource, signal\n"
-        "from proxies_lib import pages\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, 20 * 1024))\n"
-        f"pages.write_between_markers({str(readme)!r}, '| new |', 'scoreboard')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=paths.root())
-    assert b"File too large" in done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            pages.write_between_markers(str(readme), "| new |", "scoreboard")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
     assert readme.read_bytes() == before and list(tmp_path.iterdir()) == [readme]
 
 

@@ -15,7 +15,7 @@ from proxies_lib.config import UserError, grid, replace
 from proxies_lib.runs import datasets, provenance, store, sweep, tables
 from proxies_lib.science import notebooks, outputs, protocol, report
 
-SHORT = {"steps": 20, "warmup_steps": 1}
+OWN = {"z_loss": 0.5}  # a protocol of one's own; an input of the programs that others compiled
 PARAMETERS = {"scale": "smoke", "train": True, "publish": True, "overrides": {}}
 
 
@@ -91,7 +91,7 @@ def test_a_section_goes_on_from_the_committed_table_on_a_machine_without_its_sto
         assert cli.main(["plan", *arguments.split()]) == 0
         return capsys.readouterr().out
 
-    overrides = SHORT | {"seeds": [0], "label": "pieces"}
+    overrides = OWN | {"seeds": [0], "label": "pieces"}
     path = notebooks.sections()["07"]
     parameters = PARAMETERS | {"overrides": overrides}
     runs, held_out = notebooks.runs_of(path, parameters)
@@ -103,7 +103,7 @@ def test_a_section_goes_on_from_the_committed_table_on_a_machine_without_its_sto
     shutil.rmtree(world / "store")
 
     arguments = "07 --scale smoke --label pieces --seeds 0"
-    arguments += "".join(f" --set {name}={value}" for name, value in SHORT.items())
+    arguments += "".join(f" --set {name}={value}" for name, value in OWN.items())
     assert "13 distinct, 0 stored, 13 to train" in plan(arguments)
     planned = plan(f"{arguments} --continue")
     assert "6 stored, 7 to train" in planned and "in table" in planned
@@ -122,7 +122,7 @@ def test_a_section_goes_on_from_the_committed_table_on_a_machine_without_its_sto
 
 
 def test_a_seed_more_trains_only_its_own_runs_and_notebooks_read_both(world, monkeypatch, capsys):
-    study = protocol.study("smoke", SHORT, train=True)
+    study = protocol.study("smoke", OWN, train=True)
     study = dataclasses.replace(study, overrides=())  # the label `smoke` itself
     one, two = (
         {"a method": grid(study.base, {"lr": study.lrs, "seed": seeds})} for seeds in ((0,), (0, 1))

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from proxies_lib import cli
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/interoperability.md").read_text("utf-8")
 COMMANDS = re.findall(r"^proxies (.+)$", PAGE, re.MULTILINE)
@@ -17,26 +19,22 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 pytest.importorskip("safetensors", reason="needs the extra share")
 
 
-def run(command: list[str], folder: pathlib.Path) -> str:
-    own = {f"PROXIES_{kind.upper()}": str(folder / kind) for kind in ("store", "figures")}
-    own |= {"PROXIES_PAPERMILL_RUNS": str(ROOT / "papermill_runs"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=os.environ | own,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A folder elsewhere, an empty store, and the published tables."""
+    monkeypatch.chdir(tmp_path)
+    for kind in ("store", "figures"):
+        monkeypatch.setenv(f"PROXIES_{kind.upper()}", str(tmp_path / kind))
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[1])
-def test_a_command_of_the_page_fills_its_folder(command, tmp_path):
+def test_a_command_of_the_page_fills_its_folder(command, tmp_path, capsys):
     format, into = command.split()[1], command.split()[-1]
     if format in ("tensorboard", "wandb"):
         pytest.importorskip(format, reason="needs the extra share")
-    said = run(["-m", "proxies_lib.cli", *shlex.split(command)], tmp_path)
+    assert cli.main(shlex.split(command)) == 0
+    said = capsys.readouterr().out
     stored, asked = re.search(r"(\d+) of (\d+) runs are stored", said).groups()
     assert int(stored) == int(asked) > 40
     assert len([path for path in (tmp_path / into).rglob("*") if path.is_file()]) >= 2
@@ -55,7 +53,14 @@ def test_the_python_of_the_page_runs_and_shows_what_it_says(tmp_path):
     assert len(BLOCKS) == 5 and BLOCKS[0].count('study("laptop")') == 1
     smoke = "\n".join(BLOCKS).replace('study("laptop")', 'study("smoke")')
     (tmp_path / "page.py").write_text(smoke)
-    first, logit, entropy, output = run(["page.py"], tmp_path).splitlines()[-4:]
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    first, logit, entropy, output = done.stdout.splitlines()[-4:]
     assert re.fullmatch(r"\{'max_attention_logit': .*'attention_entropy': .*\}", first)
     before, after = (float(number) for number in re.findall(r"\d[\d.e-]*", logit))
     assert after > 20 * before

@@ -1,4 +1,5 @@
 import functools
+import importlib
 import json
 import os
 import re
@@ -221,12 +222,26 @@ def test_what_does_not_go_together_is_refused():
         replace(softcap(BASE), intervention_numbers="[1]")
     with pytest.raises(UserError, match="histograms.*Adam's moments"):
         lion(replace(BASE, histograms=8))
+    with pytest.raises(UserError, match="n_layers=0: must be 1 or more with `after`"):
+        qk_clip(replace(BASE, n_layers=0))
 
 
 def test_a_class_without_source_is_refused():
     names = {"intervention": intervention}
     with pytest.raises(UserError, match="source cannot be read"):
         exec(text_of("def branch(y, h): return y"), names)
+
+
+def test_a_module_that_is_edited_and_imported_again_gives_its_new_text(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    head = "import jax.numpy as jnp\nfrom proxies_lib.interventions import intervention\n\n\n"
+    file = tmp_path / "edited_idea.py"
+    file.write_text(head + softcap.source)
+    module = importlib.import_module("edited_idea")
+    assert "tanh" in module.softcap.text
+    file.write_text(head + softcap.source.replace("tanh", "arctan"))
+    assert "arctan" in importlib.reload(module).softcap.text
 
 
 def test_a_class_of_a_notebook_cell_is_found(tmp_path):
@@ -358,6 +373,11 @@ def test_verify_catches_a_norm_that_is_built_and_never_called():
         verify(never_called)
     called = verify(peri_ln)
     assert "blocks/1/behind_mlp/scale" in called.own_parameters
+
+
+def test_verify_takes_a_base_run_that_has_interventions_of_its_own():
+    assert verify(qk_clip, softcap(BASE, cap=5.0), tau=0.01).first_change is not None
+    assert verify(softcap, lion(BASE), cap=0.1).first_change == 0
 
 
 def test_verify_catches_numbers_that_are_not_finite():

@@ -34,6 +34,7 @@ def test_smoke_notebooks_run_again_and_agree_from_an_empty_store(tmp_path, monke
     outputs = {
         f"PROXIES_{k.upper()}": str(tmp_path / k) for k in ("store", "figures", "papermill_runs")
     }
+    outputs["PROXIES_WORKERS"] = "1"  # two would compile the same programs twice
     with notebooks.quiet_kernel():
         command = [
             sys.executable,

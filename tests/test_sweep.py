@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import psutil
@@ -123,6 +124,34 @@ def test_a_worker_that_is_killed_is_one_clear_line_with_the_signal(tmp_path, run
         worker.process.kill()
         with pytest.raises(UserError, match="^worker: .* was killed by SIGKILL, .*; finished runs"):
             worker.train(runs[0])
+
+
+def test_an_interrupt_ends_the_other_workers_after_one_has_failed(tmp_path, runs, monkeypatch):
+    ended, both_train = threading.Event(), threading.Barrier(2)
+
+    class Fake:
+        def __init__(self, core, folder):
+            self.process, self.core = self, core
+            self.kill = ended.set
+
+        def train(self, run):
+            both_train.wait(10)
+            if not self.core:
+                raise UserError("worker: the first one fails")
+            time.sleep(0.5)  # until the failure is seen
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert ended.wait(10)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(processes, "WorkerProcess", Fake)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(sweep.plan(runs, tmp_path), workers=2, engine="processes", quiet=True)
+    assert ended.is_set()
 
 
 def test_a_worker_that_does_not_start_is_one_clear_line(tmp_path, runs, monkeypatch):

@@ -59,8 +59,10 @@ def root():
     """
     from etils import epath
 
-    named = os.environ.get("PROXIES_CHECKPOINTS")
-    return epath.Path(named or paths.folder("store") / "checkpoints")
+    named = os.environ.get("PROXIES_CHECKPOINTS", "")
+    if "://" in named:
+        return epath.Path(named)
+    return epath.Path(os.path.abspath(named) if named else paths.folder("store") / "checkpoints")
 
 
 def interval(run: Run, layout: Layout) -> int:

@@ -50,6 +50,7 @@ class Worker:
         from proxies_lib.runs import executables
 
         executables.use_cache()
+        provenance.commit()  # of the code that is loaded, whatever is checked out later
         self.lanes = lanes
         self.trainers: dict[tuple, Trainer] = {}
 
@@ -126,7 +127,9 @@ def train(plan, workers: int = 0, quiet: bool = False):
     try:
         import ray
     except ImportError:
-        refuse("engine", "ray", "needs the optional extra: pip install 'proxies-lib[ray]'")
+        refuse(
+            "engine", "ray", "needs the optional extra: pip install -c constraints.txt -e '.[ray]'"
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         _Driver(ray, plan, workers, quiet).serve()

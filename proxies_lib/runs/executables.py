@@ -35,7 +35,9 @@ def use_cache(say=lambda line: print(line, file=sys.stderr, flush=True)):
     It is kept by machine: executables of another CPU do not load. `say` is told, in a line, what
     could not be read or written.
     """
-    machine = config.digest({"flags": cpu("flags"), "machine": platform.machine()})[:8]
+    # Arm's lines are "Features" and "CPU part".
+    flags = cpu("flags") or cpu("Features") + cpu("CPU part")
+    machine = config.digest({"flags": flags, "machine": platform.machine()})[:8]
     folder = paths.folder("cache") / "executables" / machine
     if hasattr(compilation_cache, "get_file_cache"):
         compilation_cache.get_file_cache = lambda path: (Entries(path, say), path)

@@ -4,6 +4,7 @@ All devices of this process take part, or, under `jax.distributed`, those of all
 Runs that do not fit a device are sharded over all of them instead (`layout`).
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import jax
@@ -22,11 +23,12 @@ def train(plan, quiet: bool):
     it alone writes."""
     settings.platform_of_jax()  # refuses, in a line, where there is no such device
     executables.use_cache()
+    provenance.commit()  # of the code that is loaded, whatever is checked out while it trains
     is_first = jax.process_index() == 0
     missing = _missing_at_first(plan)
     devices, trainers = jax.devices(), {}
     progress = engines.ProgressBar(missing, plan.seconds, quiet or not is_first)
-    with checkpoint.until_terminated():
+    with contextlib.closing(progress), checkpoint.until_terminated():
         for layout, members in _groups(missing, devices):
             program = members[0].run.program
             dataset = _open_as_planned(members[0])
@@ -38,7 +40,6 @@ def train(plan, quiet: bool):
                 if is_first:
                     provenance.record(plan.folder, run, dataset, result)
                 progress.add(run, f"d {run.model.d_model}")
-    progress.close()
 
 
 def _missing_at_first(plan) -> list[tables.Found]:

@@ -12,6 +12,7 @@ same kind of processor and versions, or goes on from its checkpoint where it has
 Kernels are (input, output); those of queries, keys and values hold one head after another.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -110,6 +111,8 @@ def _new_file(path) -> pathlib.Path:
     nearest = next(folder for folder in found.parents if os.path.lexists(folder))
     if not nearest.is_dir():
         refuse("path", text, f"cannot be written: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        refuse("path", text, f"cannot be written: {nearest} does not allow it")
     return found
 
 
@@ -189,7 +192,8 @@ def _trained(run: Run, run_key: str, dataset: Dataset) -> tuple[dict, dict[str, 
     kept: list[dict] = []
     finished = False
     try:
-        with checkpoint.until_terminated():
+        # Without checkpoints SIGTERM ends the process at once.
+        with checkpoint.until_terminated() if group else contextlib.nullcontext():
             (result,) = trainer.train(
                 [run], dataset, group, keep=lambda state: kept.append(train.fetch(state["params"]))
             )

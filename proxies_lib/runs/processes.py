@@ -5,6 +5,7 @@ store itself, so a killed sweep loses only the runs in flight.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -48,11 +49,14 @@ def train(plan, workers: int, quiet: bool):
                     progress.add(run, f"d {run.model.d_model} lr {run.hparams.lr:g}")
                 job = next_job(run.program)
 
+    failure: BaseException | None = None
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(serve, core) for core in range(workers)]
             for future in concurrent.futures.as_completed(futures):
-                future.result()
+                failure = failure or future.exception()
+                if failure:
+                    stop.set()  # the others end after the runs they are at
         except (KeyboardInterrupt, SystemExit):
             stop.set()  # first: a worker that starts only now gets no run
             with lock:
@@ -60,8 +64,10 @@ def train(plan, workers: int, quiet: bool):
                     worker.process.kill()
             raise
         finally:
-            stop.set()  # the others end after the runs they are at
+            stop.set()
             progress.close()
+    if failure:
+        raise failure
 
 
 class WorkerProcess:
@@ -128,4 +134,6 @@ class WorkerProcess:
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
-        self.log.close()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            with contextlib.suppress(BrokenPipeError):  # of what it has not read
+                stream.close()

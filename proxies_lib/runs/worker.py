@@ -22,7 +22,7 @@ from proxies_lib import config, settings
 from proxies_lib.config import Run, UserError
 from proxies_lib.runs import datasets
 from proxies_lib.runs.engines import GO_ON, what_failed
-from proxies_lib.runs.provenance import record
+from proxies_lib.runs.provenance import commit, record
 
 if TYPE_CHECKING:
     from proxies_lib.train import Trainer
@@ -35,6 +35,7 @@ def work(folder: str, core: int):
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not reach the protocol
     _stay_on(core)
+    commit()  # of the code that is loaded: another one may be checked out while a run trains
     jobs: queue.Queue = queue.Queue()
 
     def listen():

@@ -191,10 +191,12 @@ def optimum(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def slopes(per_seed: pd.DataFrame, value: str, x: str = "n_params") -> pd.Series:
-    """By seed, the least-squares slope of `value` against log10 of `x`."""
+    """By seed, the least-squares slope of `value` against log10 of `x`; nan of a single x."""
     found = {}
     for seed, rows in per_seed.groupby("seed"):
-        found[seed], _ = np.polyfit(np.log10(rows[x]), rows[value], 1)
+        found[seed] = np.nan
+        if rows[x].nunique() > 1:
+            found[seed], _ = np.polyfit(np.log10(rows[x]), rows[value], 1)
     return pd.Series(found, dtype=float).rename_axis("seed")
 
 
@@ -268,18 +270,18 @@ def rms_panels(
     }
 
 
-def median_before(observed: pd.DataFrame, step: int, window: int, name: str) -> pd.Series:
-    """Median of a logged quantity over the `window` steps before `step`, by method and seed."""
-    points = observed[observed["step"].between(step - window, step - 1)]
+def median_before(observed: pd.DataFrame, step: int, nearby: int, name: str) -> pd.Series:
+    """Median of a logged quantity over the `nearby` steps before `step`, by method and seed."""
+    points = observed[observed["step"].between(step - nearby, step - 1)]
     return points.groupby(["method", "seed"], sort=False)[name].median()
 
 
 def spikes(
-    observed: pd.DataFrame, begin: int, length: int, window: int, back: float
+    observed: pd.DataFrame, begin: int, length: int, nearby: int, back: float
 ) -> pd.DataFrame:
     """What a burst of `length` steps from step `begin` on does to the training loss (nats).
 
-    Per method and seed: `height`, the highest point of the `window` steps after the burst, less
+    Per method and seed: `height`, the highest point of the `nearby` steps after the burst, less
     the level, the median of as many before it. `steps_lost`, from `begin` to the first point after
     the burst that is within `back` of the level, or to the end of training.
 
@@ -295,12 +297,12 @@ def spikes(
     as this one does at 27: else the rest of that point's steps would be left out with it.
     """
     rows = []
-    levels = median_before(observed, begin, window, "loss")
+    levels = median_before(observed, begin, nearby, "loss")
     for (method, seed), run in observed.groupby(["method", "seed"], sort=False):
         steps_of_a_point = int(run["step"].iloc[0]) + 1
         last_of_burst = begin + length - 1
         after = run[run["step"] >= last_of_burst + steps_of_a_point]
-        near = after[after["step"] < begin + length + window]
+        near = after[after["step"] < begin + length + nearby]
         level = levels.get((method, seed), np.nan)
         healed = after.loc[after["loss"] <= level + back, "step"]
         end = healed.iloc[0] if len(healed) else run["steps"].iloc[0]

@@ -135,13 +135,13 @@ def claim(study: Study, commit: str):
     """
     path = target("papermill_runs", study.label) / PROTOCOL
     overrides = {name: json.loads(value) for name, value in study.overrides}
-    protocol = {"label": study.label, "scale": study.scale, "overrides": overrides}
+    own = {"label": study.label, "scale": study.scale, "overrides": overrides}
     known = _read(path)
-    if known is not None and {name: known.get(name) for name in protocol} != protocol:
+    if known is not None and {name: known.get(name) for name in own} != own:
         changes = ", ".join(f"{name}={value}" for name, value in known["overrides"].items())
         reason = f"holds another protocol ({changes}); choose another --label"
         refuse("label", study.label, reason)
-    manifest = protocol | {"commit": commit}
+    manifest = own | {"commit": commit}
     if known != manifest:
         text = json.dumps(manifest, indent=1) + "\n"
         paths.write_atomically(path, text.encode())

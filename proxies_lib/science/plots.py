@@ -60,6 +60,7 @@ METHODS = {  # color, marker; several names of one configuration share them
     "coupled decay 0.1": ("#e07a3f", "s"),
     "a tenth of matched decay": ("#a58bd0", "<"),
     "matched decay": ("#5e3c99", ">"),
+    "ten times matched decay": ("#2d1160", "^"),
     "by depth": ("#2f9e6e", "^"),
     "by depth, no qk-layernorm": ("#e58f65", "P"),
     "jointly": ("#8e5bbf", "s"),

@@ -32,8 +32,9 @@ class Study:
     sizes: tuple
     lrs: tuple
     seeds: tuple
-    # Peak LRs over which S is taken, three decades, shifted with the scale's optimum as P1's
-    # appendix B advises. S over PAPER_WINDOW is shown beside it.
+    # Peak LRs over which S is taken. The laptop's is the paper's, shifted with the optimum as P1's
+    # appendix B advises; the night's lacks its lowest decade, where so short a training learns
+    # little. S over PAPER_WINDOW is shown beside it.
     window: tuple
     widths: tuple  # the series of sizes of Figs 7 and E.3
     depths: tuple
@@ -53,6 +54,7 @@ class Study:
     # Rounds of section 11's bisection, at most. From half a decade three do; one more where a new
     # best LR moves the level of failing.
     bisection_rounds: int = 4
+    coupled_lrs: tuple = ()  # peak LRs below the grid, for the arm of coupled decay in Fig. 6
     horizon: int = 2  # Fig. 4 trains up to this many times longer …
     drift: tuple = ()  # … and with each of these changes of fields, ((name, value), …)
     drift_lrs: tuple = (0.1,)  # peak LRs of Fig. 4; the first one is the paper's
@@ -96,6 +98,16 @@ class Study:
     def upper(self) -> tuple:
         """The five highest LRs of the window, for figures of the appendix that have no S."""
         return self.window[-5:]
+
+    @property
+    def lower_window(self) -> tuple:
+        """The window, half a decade lower where the grid goes on: that of coupled decay (Fig. 6).
+
+        P1 takes the better of its window and of the one from 1e-4 to 1e-1.
+        """
+        lrs = (*self.coupled_lrs, *self.lrs)
+        begin = max(0, lrs.index(self.window[0]) - 1)
+        return lrs[begin : begin + len(self.window)]
 
     @property
     def matched_decay(self) -> float:
@@ -284,6 +296,7 @@ def _long() -> Study:
         lrs=PAPER_WINDOW,
         seeds=(0, 1, 2),
         window=PAPER_WINDOW,
+        coupled_lrs=(1e-4,),
         widths=sizes,
         depths=sizes[-1:],
         joint=sizes,
@@ -325,6 +338,7 @@ def _gpu() -> Study:
         lrs=(*PAPER_WINDOW, 1.0),
         seeds=(0, 1),
         window=PAPER_WINDOW,
+        coupled_lrs=(1e-4,),
         widths=((128, 6), (256, 6), (512, 6)),
         depths=((256, 3), (256, 6), (256, 12), (256, 24)),
         joint=((128, 3), (256, 3), (512, 3), (512, 6)),
@@ -357,6 +371,7 @@ def _paper() -> Study:
         lrs=PAPER_WINDOW,
         seeds=(0,),
         window=PAPER_WINDOW,
+        coupled_lrs=(1e-4,),
         widths=((256, 6), (512, 6), (1024, 6), (2048, 6)),
         depths=((512, 3), (512, 6), (512, 12), (512, 24), (512, 48), (512, 96)),
         joint=sizes[:-1],
@@ -473,7 +488,7 @@ def _following(lists: dict, chosen: Study) -> dict:
     sizes, lrs = lists.get("sizes", chosen.sizes), lists.get("lrs", chosen.lrs)
     following = {}
     if "lrs" in lists:
-        following["window"] = lrs
+        following |= {"window": lrs, "coupled_lrs": ()}
     if "sizes" in lists or "lrs" in lists:
         following["figure2"] = ((*sizes[0], lrs[-1]), (*sizes[-1], lrs[-1]))
     if "sizes" in lists:

@@ -1,8 +1,9 @@
 """What an intervention does to the stability of training: a row per method, beside anchors.
 
-Everything is measured at one size, the largest unless told, and per seed. A seed fixes the
-initialization and the order of the data, so a method is paired with an anchor seed by seed: what
-differs within a pair is the method. Intervals are those of Student's t over seeds, 95 %.
+Everything is measured at one size, the largest unless told, and per seed. A seed fixes the order
+of the data, and the initialization of what two methods have in common as far as `model.init` says,
+so a method is paired with an anchor seed by seed. Intervals are those of Student's t over seeds,
+95 %.
 
 `measured` gives these per seed, `score` a row per method, `score_table` a table to read:
 

@@ -11,6 +11,7 @@ from proxies_lib.science.checks.measures import (
     QUESTION,
     per_seed,
     series,
+    sizes_left_out,
     slopes_of_diverging_lr,
 )
 from proxies_lib.science.checks.thresholds import CATASTROPHE, PAPER_TOP_LR, SAME_SHAPE
@@ -40,6 +41,7 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
     s_on, s_off = where(s, method=ON), where(s, method=OFF)
     ratio = series(s_off, "S", n_params=largest) / series(s_on, "S", n_params=largest)
     high_on = where(excess, method=ON, n_params=largest)
+    left_out = sizes_left_out(failing)
     # The paper's LR, and the top of this scale's window where that is another one.
     high_lrs = dict.fromkeys((min(PAPER_TOP_LR, max(study.lrs)), max(study.window)))
     return [
@@ -51,6 +53,7 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
             "slope of log10 diverging LR per decade of N, over the sizes that fail",
             slopes_of_diverging_lr(failing, "n_params"),
             below=0.0,
+            note=left_out,
         ),
         check(
             "1-width",
@@ -59,7 +62,7 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
             "|1 + slope of log10 diverging LR per decade of width|, over the sizes that fail",
             (1 + slopes_of_diverging_lr(failing, "d_model")).abs(),
             below=0.5,
-            note=QUESTION,
+            note="; ".join(filter(None, (QUESTION, left_out))),
         ),
         check(
             "1-rises-off",
@@ -97,11 +100,11 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
 
 
 def _stable_at(excess: pd.DataFrame, lr: float, n_params: int) -> dict:
-    shifted = "the top of this scale's shifted window, not the paper's 0.3"
+    shifted = f"{QUESTION}: the top of this scale's window lies above 0.3"
     return check(
         f"1-stable-{lr:g}",
         "1",
-        "With qk-layernorm the largest model still trains at a very high LR, 0.3.",
+        f"With qk-layernorm the largest model still trains at a very high LR, {lr:g}.",
         f"share of the learning lost at LR {lr:g}, N {n_params:,}",
         where(excess, lr=lr)["excess"],
         below=analysis.FAILURE,

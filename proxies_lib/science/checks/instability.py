@@ -39,13 +39,13 @@ def adam_instability(
     observed: pd.DataFrame,
     spikes: pd.DataFrame,
     begin: int,
-    window: int,
+    nearby: int,
 ) -> list[dict]:
     """P2, and questions of this project.
 
     `simulated` is `adam.by_seed`. `observed` are the curves of the runs of `table`, with `dip`, the
     dip statistic of the histogram of r of TENSOR. `spikes` are `analysis.spikes` of a burst that
-    begins at step `begin`, looked at for `window` steps before and after.
+    begins at step `begin`, looked at for `nearby` steps before and after.
     """
     # r has two modes where its dip is above that of the simulation at ρ = adam.CORRELATED.
     two_modes = observed.assign(two_modes=observed["dip"] > simulated["dip"].mean())
@@ -54,8 +54,8 @@ def adam_instability(
     final = analysis.with_loss(table).set_index(["method", "seed"])["loss"]
     return [
         *_ratio(simulated),
-        *_stages_before_the_burst(observed, modes, begin, window),
-        *_stages_of_the_spike(observed, height, final, begin, window),
+        *_stages_before_the_burst(observed, modes, begin, nearby),
+        *_stages_of_the_spike(observed, height, final, begin, nearby),
         *_another_burst(height),
         *_remedies(height),
         *_repeated_batches(modes),
@@ -88,11 +88,11 @@ def _ratio(simulated: pd.DataFrame) -> list[dict]:
 
 
 def _stages_before_the_burst(
-    observed: pd.DataFrame, modes: pd.Series, begin: int, window: int
+    observed: pd.DataFrame, modes: pd.Series, begin: int, nearby: int
 ) -> list[dict]:
-    gradient = analysis.median_before(observed, begin, window, GRADIENT)
-    update = analysis.median_before(observed, begin, window, UPDATE)
-    cosine = analysis.median_before(observed, begin, window, COSINE)
+    gradient = analysis.median_before(observed, begin, nearby, GRADIENT)
+    update = analysis.median_before(observed, begin, nearby, UPDATE)
+    cosine = analysis.median_before(observed, begin, nearby, COSINE)
     return [
         check(
             "P2-1-stable",
@@ -142,9 +142,9 @@ def _stages_before_the_burst(
 
 
 def _stages_of_the_spike(
-    observed: pd.DataFrame, height: pd.Series, final: pd.Series, begin: int, window: int
+    observed: pd.DataFrame, height: pd.Series, final: pd.Series, begin: int, nearby: int
 ) -> list[dict]:
-    update = analysis.median_before(observed, begin, window, UPDATE)
+    update = analysis.median_before(observed, begin, nearby, UPDATE)
     update_at_burst = where(observed, step=begin).set_index(["method", "seed"])[UPDATE]
     return [
         check(
@@ -196,7 +196,7 @@ def _another_burst(height: pd.Series) -> list[dict]:
             "height of the spike, burst of noise − no burst, raised ε, nats",
             height[RAISED_NOISE] - height[RAISED_QUIET],
             above=EXPLODES,
-            note=QUESTION,
+            note=f"{FORCED}; {QUESTION}",
         ),
         check(
             "P2-5-noise-epsilon",
@@ -205,7 +205,7 @@ def _another_burst(height: pd.Series) -> list[dict]:
             "height of the spike after noise, raised ε − default, nats",
             height[RAISED_NOISE] - height[NOISE],
             above=0.0,
-            note=QUESTION,
+            note=f"{FORCED}; {QUESTION}",
         ),
     ]
 
@@ -221,6 +221,7 @@ def _remedies(height: pd.Series) -> list[dict]:
                 "height of the spike − without remedy, nats",
                 height[method] - height[RAISED],
                 below=0.0,
+                note=f"{FORCED}; {QUESTION}" if method == DECAYED else FORCED,
             )
         )
     return rows

@@ -31,8 +31,8 @@ def series(frame: pd.DataFrame, value: str, **selected) -> pd.Series:
 def difference(frame: pd.DataFrame, value: str, method: str, less: str, **selected) -> pd.Series:
     """`value` of one `method` less that of the method `less`, by seed and N.
 
-    Only where both arms have that seed and N: the pair shares its initialization and its data, so
-    what differs is the method.
+    Only where both arms have that seed and N: the pair shares its data, and of its initialization
+    what `model.init` says.
     """
     minuend, subtrahend = (series(frame, value, method=name, **selected) for name in (method, less))
     return minus(minuend, subtrahend)
@@ -64,6 +64,14 @@ def slopes_of_diverging_lr(failing: pd.DataFrame, x: str) -> pd.Series:
     sizes = found.groupby("seed")[x].transform("nunique")
     slopes = log_slopes(found[sizes > 1], "diverging_lr", x)
     return slopes.reindex(failing["seed"].unique())
+
+
+def sizes_left_out(failing: pd.DataFrame) -> str:
+    """A note on the sizes that `slopes_of_diverging_lr` leaves out; "" where every one fails."""
+    missing = failing["diverging_lr"].isna().groupby(failing["n_params"]).sum()
+    seeds = failing["seed"].nunique()
+    parts = [f"N {n:,} in {count} of {seeds} seeds" for n, count in missing[missing > 0].items()]
+    return f"left out, as no LR of the grid fails: {', '.join(parts)}" if parts else ""
 
 
 def decays_nothing(decay: float, study: Study) -> str:

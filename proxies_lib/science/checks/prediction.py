@@ -1,9 +1,10 @@
 """Section 07: predicting from smaller models which LRs fail, and attention logits by force."""
 
+import numpy as np
 import pandas as pd
 
 from proxies_lib.science import analysis
-from proxies_lib.science.checks.measures import LOGIT
+from proxies_lib.science.checks.measures import LOGIT, QUESTION
 from proxies_lib.science.checks.thresholds import PAPER_LOGIT, SMALL
 from proxies_lib.science.claims import check
 
@@ -33,6 +34,9 @@ def _figure_9(suffix: str, title: str, probed: pd.DataFrame, scored: pd.DataFram
     if beyond["seed"].nunique() != probed["seed"].nunique():
         none_beyond = f"the largest logit then is {probed[LOGIT].max():.3g}"
     by_seed = scored.groupby("seed")
+    off = np.log10(scored["predicted"] / scored[LOGIT]).abs()
+    widest = np.log10(scored["hi"] / scored["lo"]).max()
+    one_fit = f"the seeds share one fit, whose widest interval has {widest:.1g} decades"
     return [
         check(
             f"9-beyond{suffix}",
@@ -50,6 +54,16 @@ def _figure_9(suffix: str, title: str, probed: pd.DataFrame, scored: pd.DataFram
             f"share of the held-out runs inside the 95 % prediction interval, {title}",
             by_seed["inside"].mean(),
             above=0.8,
+            note=one_fit,
+        ),
+        check(
+            f"9-error{suffix}",
+            "9",
+            "The fit on smaller models is off by less than a factor of three.",
+            f"mean |log10 predicted − log10 measured| over the LRs, {title}",
+            off.groupby(scored["seed"]).mean(),
+            below=0.5,
+            note=f"{QUESTION}; {one_fit}",
         ),
         check(
             f"9-failure{suffix}",
@@ -58,6 +72,7 @@ def _figure_9(suffix: str, title: str, probed: pd.DataFrame, scored: pd.DataFram
             f"share of the LRs where (predicted logit > 1e4) = (held-out run fails), {title}",
             by_seed["foretold"].mean(),
             above=0.8,
+            note=one_fit,
         ),
     ]
 
@@ -76,6 +91,7 @@ def _figure_10(kappa: pd.DataFrame, bigram: pd.DataFrame) -> list[dict]:
             "final loss at κ 1e3 − at κ 1, nats",
             by_kappa[1e3] - by_kappa[1.0],
             above=SMALL,
+            note=f"at κ 1e2 already {(by_kappa[1e2] - by_kappa[1.0]).mean():+.2g} nats",
         ),
         check(
             "10-bigram",

@@ -9,6 +9,13 @@ from proxies_lib.science.checks.measures import BY, decays_nothing, log_slopes, 
 from proxies_lib.science.claims import check
 from proxies_lib.science.protocol import Study
 
+DECAYS = (
+    "decay 1e-4",
+    "a tenth of matched decay",
+    "matched decay",
+    "ten times matched decay",  # where the matched decay is 1e-4
+)
+
 
 def warmup(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> list[dict]:
     """Figure 5 (P1, section 3.2.1)."""
@@ -53,12 +60,11 @@ def weight_decay(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> lis
     s_independent = series(analysis.lr_sensitivity_per_seed(independent, BY, study.window), "S")
     # Coupled decay may have its optimum at lower LRs: it gets the better of two windows.
     coupled = where(table, method="coupled decay 0.1")
-    lowest_lrs = study.lrs[: len(study.window)]
     s_coupled = np.minimum(
         series(analysis.lr_sensitivity_per_seed(coupled, BY, study.window), "S"),
-        series(analysis.lr_sensitivity_per_seed(coupled, BY, lowest_lrs), "S"),
+        series(analysis.lr_sensitivity_per_seed(coupled, BY, study.lower_window), "S"),
     )
-    strengths = where(table, method=["decay 1e-4", "a tenth of matched decay", "matched decay"])
+    strengths = where(table, method=[m for m in DECAYS if m in set(table["method"])])
     best = analysis.optimum(strengths, ["method", "weight_decay", "n_params"])
     return [
         check(
