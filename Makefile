@@ -13,7 +13,10 @@ ONLY ?=
 WORKERS ?=
 PYTHON ?= python3
 
-.PHONY: reproduce publish report lab test test-trust test-browser test-install test-recipes test-ray bench
+.PHONY: help reproduce publish report lab test test-trust test-browser test-install test-recipes test-ray bench
+help:
+	@sed -n 's/^# //p' Makefile
+
 reproduce: .venv/.ready
 	.venv/bin/proxies run $(ONLY) --scale $(SCALE) $(if $(WORKERS),--workers $(WORKERS))
 

@@ -30,6 +30,6 @@ install)
         && .venv/bin/pip install -c constraints.txt -e . 'jax[tpu]'"
     ;;
 prepare) proxies data "$@" ;;
-run) proxies run --distributed "${@:2}" ;;
+run) proxies run "${@:2}" --distributed ;;  # behind, as it may take a value
 *) echo "usage: $0 install | prepare SOURCE … | run …" >&2 && exit 2 ;;
 esac

@@ -84,6 +84,16 @@ BAD = {
     "costs --table --scale gpu": "scale='gpu': does not go with --table",
     "claims --pages --json": "json=True: does not go with --pages",
     "run 01 --scale smoke --engine lanes --workers 2": "workers=2: engine lanes has none",
+    "run 01 --scale smoke --set seeds=[1,1]": "seeds=[1, 1]: must have each entry once",
+    "figures 01 --scale smoke": "24 of 24 runs are not stored; `proxies run` with the same words",
+    "bench store --counts 0": "counts=[0]: must be 1 or more each",
+    "bench step --seconds nan": "seconds=nan: must be 0 or more, and finite",
+    "claims --against laptop": "label='laptop': has no outputs of one's own to compare",
+    "score README.md": "notebook='README.md': must have a grid with the arms none and qk-lay",
+    "score 01 --scale smoke": "notebook='01_attention_logit_growth.py': must have a grid with",
+    "score nosuch.ipynb": "notebook='nosuch.ipynb': is no file",
+    "tpu-check --table --no-scan": "scan=False: does not go with --table",
+    "tpu-check --topology v5e:99999999999x2": "topology='v5e:99999999999x2': must be v5e:NxM",
     "run 01 --scale smoke --distributed --engine ray": "engine='ray': does not go with",
 }
 

@@ -304,8 +304,11 @@ def test_the_tpu_pod_script_runs_the_same_command_on_every_host(tmp_path, path):
     assert "--worker=all" in sent
     stub(tmp_path / "bin" / "there", 'printf "%s\\n" "$PROXIES_CHECKPOINTS" "$@"')
     command = sent[-1].replace("cd proxies", "true").replace(".venv/bin/proxies", "there")
-    there = ["/mnt/a b", "run", "--distributed", "01", "--set", "lrs=[0.1, 1]"]
-    assert bash("-c", command, PATH=path).splitlines() == there
+    checkpoints, *typed = bash("-c", command, PATH=path).splitlines()
+    assert checkpoints == "/mnt/a b"
+    options = parser_and_commands()[0].parse_args(typed)
+    assert (options.sections, options.settings) == (["01"], ["lrs=[0.1, 1]"])
+    assert options.distributed == "auto"
     assert "git clone a\\ b proxies" in bash(script, "install", **common)
 
 

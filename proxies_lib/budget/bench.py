@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import unittest.mock
 import numpy as np
 
 from proxies_lib import config, ops, optim, paths, settings
+from proxies_lib.config import UserError
 from proxies_lib.runs import datasets, provenance, store, sweep, tables
 from proxies_lib.science import protocol
 
@@ -58,7 +60,9 @@ def _measure_in_a_process(part: str, seconds: float, as_json: bool):
     """In a fresh process: the number of threads is set before JAX starts."""
     form = "json" if as_json else "table"
     command = [sys.executable, "-m", "proxies_lib.budget.bench", part, str(seconds), form]
-    subprocess.run(command, env=os.environ | settings.ONE_THREAD_AT_START, check=True)
+    done = subprocess.run(command, env=os.environ | settings.ONE_THREAD_AT_START)
+    if done.returncode:
+        raise UserError(f"bench: the process that measures ended with status {done.returncode}")
 
 
 def show(title: str, rows, as_json: bool):
@@ -593,6 +597,7 @@ def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
 ON_ONE_CORE = {"step": measure_step, "profile": measure_profile}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is to say, the parent says
     settings.use_one_thread()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

@@ -95,7 +95,7 @@ def sized(size: str) -> Run:
 
 def shape_of(topology: str) -> tuple[str, tuple[int, ...]]:
     """("v5e", (4, 4)) of "v5e:4x4". Raises UserError where no such slice can be."""
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
+    match = re.fullmatch(r"(\w+):(\d{1,6}(?:x\d{1,6})*)", topology)
     kind = match[1] if match else ""
     shape = tuple(map(int, match[2].split("x"))) if match else ()
     if kind not in CHIPS or not _is_slice(shape, flat=CHIPS[kind].slices is _2D):

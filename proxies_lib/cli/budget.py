@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 from proxies_lib.cli.options import add_json, add_scale, refuse_beside
 from proxies_lib.config import refuse
@@ -95,6 +96,10 @@ def _refuse_for_other_parts(options):
         refuse("counts", options.counts, "is an option of `proxies bench store`")
     if options.seconds is not None and options.part in ("sweep", "store"):
         refuse("seconds", options.seconds, f"`proxies bench {options.part}` takes its own time")
+    if options.seconds is not None and not 0 <= options.seconds < math.inf:
+        refuse("seconds", options.seconds, "must be 0 or more, and finite")
+    if options.counts is not None and min(options.counts) < 1:
+        refuse("counts", options.counts, "must be 1 or more each")
 
 
 def _tpu_check(options):
@@ -104,7 +109,7 @@ def _tpu_check(options):
     given = {"accumulate": options.accumulate, "scan": options.scan}
     if options.table:
         place = {"size": options.size, "topology": options.topology, "batch": options.batch}
-        refuse_beside("table", **place, **given, json=options.json)
+        refuse_beside("table", **place, **given, json=options.json or None)
         tpu.measure()
         return pages.write_between_markers(tpu.PAGE, tpu.slices_table(), "slices")
     changes = {name: value for name, value in given.items() if value is not None}
@@ -119,7 +124,7 @@ def _costs(options):
 
     if options.table:
         other = options.scale if options.scale != "laptop" else None
-        refuse_beside("table", json=options.json, scale=other)
+        refuse_beside("table", json=options.json or None, scale=other)
         for scale in protocol.scales():
             pages.write_between_markers(tpu.PAGE, costs.costs_table(scale), f"costs {scale}")
         pages.write_between_markers(tpu.PAGE, costs.sizes_table("paper"), "sizes paper")

@@ -3,6 +3,8 @@
 A word is offered from names alone: no table is read, so that Tab answers at once.
 """
 
+import pathlib
+
 from proxies_lib import config, paths
 from proxies_lib.science import protocol
 
@@ -45,8 +47,21 @@ def overrides(**_) -> list[str]:
 
 
 def columns(**_) -> list[str]:
-    """Fields of a run, and its results."""
-    return [*config.FIELDS, "key", "n_params", "final_loss", "init_loss", "diverged", "device"]
+    """Fields of a run, its results and its provenance, as columns of a table."""
+    results = "final_loss init_loss diverged diverged_step train_seconds"
+    others = f"key n_params {results} fingerprint device commit python jax jaxlib flax optax numpy"
+    return [*config.FIELDS, *others.split()]
+
+
+def conditions(**_) -> list[str]:
+    """What `--where` takes, with its equals sign."""
+    return [f"{name}=" for name in columns()]
+
+
+def notebooks(**_) -> list[str]:
+    """What `score` takes: sections, and notebooks of this folder."""
+    here = pathlib.Path()
+    return [*sections(), *sorted(str(path) for path in here.glob("*.ipynb"))]
 
 
 def add(command):

@@ -1,6 +1,8 @@
 """data prepare, data list: corpora and their tokens."""
 
-from proxies_lib.cli.options import Parser, add_option, add_quiet, shown_examples
+import functools
+
+from proxies_lib.cli.options import Parser, add_command, add_option, add_quiet
 from proxies_lib.cli.stopping import AGAIN
 
 
@@ -16,14 +18,7 @@ def add(command):
     )
     actions = data.add_subparsers(metavar="ACTION", parser_class=Parser)
 
-    def action(name, call, text, examples):
-        about = f"{text[0].upper()}{text[1:]}."
-        added = actions.add_parser(
-            name, help=text, description=about, epilog=shown_examples(examples)
-        )
-        added.set_defaults(call=call)
-        return added
-
+    action = functools.partial(add_command, actions)
     prepare = action(
         "prepare",
         _data_prepare,
@@ -72,5 +67,5 @@ def _data_prepare(options):
 def _data_list(options):
     from proxies_lib.runs import datasets
 
-    for line in datasets.describe_all():
+    for line in datasets.describe_all() or ["none is prepared; see proxies data prepare --help"]:
         print(line)

@@ -84,8 +84,9 @@ def _print_verdicts(found):
     if rows is None or rows.empty:
         return
     screen.heading("Claims")
-    for row in report.short(rows).itertuples():
-        print(f"  {screen.verdict(row.verdict, 13)} {row.effect:26} n={row.n}  {row.statement}")
+    for row in report.short(rows).assign(claim=rows["claim"]).itertuples():
+        verdict = screen.verdict(row.verdict, 13)
+        print(f"  {row.claim:18} {verdict} {row.effect:26} n={row.n}  {row.statement}")
 
 
 def _explained_json(found, redraw: str, train: str) -> dict:

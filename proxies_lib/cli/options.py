@@ -69,6 +69,16 @@ def shown_examples(examples: str) -> str:
     return "\n".join(["examples:" if len(lines) > 1 else "example:", *lines])
 
 
+def add_command(commands, name: str, call, text: str, examples: str) -> Parser:
+    """A command of `commands`, with its help; `text` and its first example are its defaults `about`
+    and `example`, for docs/reference.md."""
+    about = f"{text[0].upper()}{text[1:]}."
+    added = commands.add_parser(name, help=text, description=about, epilog=shown_examples(examples))
+    example = examples.strip().splitlines()[0].partition("#")[0].strip()
+    added.set_defaults(call=call, about=text, example=f"proxies {example}")
+    return added
+
+
 def add_option(added, *names: str, complete: Callable | None = None, **options):
     """`add_argument`, with the words that Tab offers."""
     action = added.add_argument(*names, **options)
@@ -195,9 +205,10 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def refuse_beside(option: str, **others):
-    """Raise UserError where one of the `others`, options by name, is given beside `option`."""
+    """Raise UserError where one of the `others`, options by name, is given beside `option`: is not
+    None."""
     for name, value in others.items():
-        if value not in (None, False):
+        if value is not None:
             refuse(name, value, f"does not go with --{option}")
 
 

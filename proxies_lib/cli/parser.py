@@ -1,6 +1,7 @@
 """What can be typed: the parser of `proxies` and of its commands."""
 
 import argparse
+import functools
 
 from proxies_lib.cli import (
     budget,
@@ -14,7 +15,7 @@ from proxies_lib.cli import (
     sections,
     show,
 )
-from proxies_lib.cli.options import Parser, shown_examples
+from proxies_lib.cli.options import Parser, add_command, shown_examples
 
 ABOUT = (
     "Plan and run sections, read tables, claims and figures, ask and compare, prepare data, "
@@ -39,7 +40,7 @@ STATUSES = {
 
 
 def parser_and_commands():
-    """The parser, and its commands by name: each has its words as `description`."""
+    """The parser, and its commands by name; each has `about` and `example` among its defaults."""
     statuses = "\n".join(f"  {status:<4} {words}" for status, words in STATUSES.items())
     parser = Parser(
         prog="proxies",
@@ -52,16 +53,7 @@ def parser_and_commands():
     parser.set_defaults(call=lambda options: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser, title="commands")
 
-    def command(name, call, text, examples):
-        about = f"{text[0].upper()}{text[1:]}."
-        added = commands.add_parser(
-            name, help=text, description=about, epilog=shown_examples(examples)
-        )
-        # The first example without its comment, for docs/reference.md.
-        example = examples.strip().splitlines()[0].partition("#")[0].strip()
-        added.set_defaults(call=call, about=text, example=f"proxies {example}")
-        return added
-
+    command = functools.partial(add_command, commands)
     for group in (sections, results, report, show, explain, diff, budget, data, others, completion):
         group.add(command)
     return parser, commands.choices

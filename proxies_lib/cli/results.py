@@ -63,12 +63,14 @@ def _add_table(command):
         """,
     )
     add_label(table)
-    table.add_argument(
+    add_option(
+        table,
         "--where",
         action="append",
         default=[],
         metavar="CONDITIONS",
         help="only rows with all of these: NAME=VALUE, also with != < <= > >=, and commas between",
+        complete=completion.conditions,
     )
     add_option(
         table,
@@ -102,12 +104,14 @@ def _add_claims(command):
         help="write the published ones of every scale into docs/scoreboard.md, and a digest "
         "into README",
     )
-    kind.add_argument(
+    add_option(
+        kind,
         "--against",
         metavar="LABEL",
         help="compare with the verdicts of another label; "
         "of the same one: one's own with the published ones",
-    ).completer = completion.labels  # type: ignore[attr-defined]
+        complete=completion.labels,
+    )
 
 
 def _add_score(command):
@@ -120,11 +124,13 @@ def _add_score(command):
         score my_idea.ipynb --scale night
         """,
     )
-    score.add_argument(
+    add_option(
+        score,
         "notebook",
         nargs="?",
         metavar="NOTEBOOK",
         help="a section, or a notebook of yours with cells tagged `grid` (default: 11)",
+        complete=completion.notebooks,
     )
     add_overrides(score)
     add_json(score)
@@ -152,22 +158,26 @@ def _table(options):
 
 def _claims(options):
     from proxies_lib import pages
-    from proxies_lib.science import columns, report
+    from proxies_lib.science import columns, difference, report
 
     if options.pages:
-        refuse_beside("pages", json=options.json, published=options.published)
+        refuse_beside("pages", json=options.json or None, published=options.published or None)
         if options.scale not in columns.SCALES:
             refuse("scale", options.scale, f"--pages writes {', '.join(columns.SCALES)}")
         return pages.write_scoreboard()
+    if options.against == options.scale:
+        refuse_beside("against", published=options.published or None)
+        difference.require_own(options.scale)
     rows = report.scoreboard(options.scale, options.published)
-    if options.against:
+    if options.against is not None:
         _print_comparison(rows, options)
     elif options.json:
         screen.print_json(rows)
     else:
-        for row in report.short(rows).itertuples():
+        for row in report.short(rows).assign(claim=rows["claim"]).itertuples():
             verdict = screen.verdict(row.verdict, 24)
-            print(f"Fig. {row.figure:4} {verdict} {row.effect:28} n={row.n}  {row.statement}")
+            name = f"Fig. {row.figure:4} {row.claim:22}"
+            print(f"{name} {verdict} {row.effect:28} n={row.n}  {row.statement}")
 
 
 def _print_comparison(rows, options):
@@ -201,6 +211,10 @@ def _score(options):
     path = _notebook(options.notebook or "11", study)
     grids = notebooks.grids_of(path, notebooks.reading(options.scale) | {"overrides": overrides})
     arms = grids.bisected or grids.runs | grids.held_out
+    missing = [anchor for anchor in score.ANCHORS if anchor not in arms]
+    if missing:
+        allowed = f"must have a grid with the arms {' and '.join(score.ANCHORS)}"
+        refuse("notebook", path.name, f"{allowed}, beside which the others are scored")
     with contextlib.redirect_stdout(sys.stderr):
         scores = score.scored(arms, study, bisect=bool(grids.bisected))
     if options.json:
@@ -210,14 +224,14 @@ def _score(options):
 
 
 def _notebook(name: str, study: protocol.Study) -> pathlib.Path:
-    """The notebook of a section, or at a path."""
+    """The notebook at a path, or of a section."""
     from proxies_lib.science import notebooks
 
     path = pathlib.Path(name)
-    if path.suffix in (".py", ".ipynb", ".md"):
-        if not path.is_file():
-            refuse("notebook", name, "is no file")
+    if path.is_file():
         return path
+    if path.suffix in (".ipynb", ".md") or "/" in name.removeprefix("notebooks/"):
+        refuse("notebook", name, "is no file")
     return notebooks.choose([name], study)[0]
 
 

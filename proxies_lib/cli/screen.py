@@ -27,7 +27,7 @@ def painted(text: str, style: str) -> str:
 def _has_color() -> bool:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def verdict(text: str, width: int = 0) -> str:

@@ -97,7 +97,7 @@ def add(command):
 
 @dataclasses.dataclass
 class _Asked:
-    """What plan, run and figures are asked for."""
+    """What plan, run, figures and export are asked for."""
 
     study: protocol.Study
     notebooks: list[pathlib.Path]
@@ -309,7 +309,7 @@ def _join(distributed: str | None):
     of all."""
     if not distributed:
         return
-    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", distributed)
+    match = re.fullmatch(r"([^,]+:\d{1,5}),(\d{1,6}),(\d{1,6})", distributed)
     if distributed != "auto" and not (match and int(match[3]) < int(match[2])):
         refuse("distributed", distributed, "must be HOST:PORT,n,i with 0 ≤ i < n, or nothing")
     import jax
@@ -336,9 +336,23 @@ def _figures(options):
     from proxies_lib.science import outputs
 
     asked = _gather(options)
+    _require_stored(asked)
     asked.parameters["train"] = False
     outputs.claim(asked.study, provenance.commit())
     _execute(asked)
+
+
+def _require_stored(asked: _Asked):
+    """Raise UserError where a notebook would find runs missing: nothing is written by then."""
+    from proxies_lib.runs import sweep
+    from proxies_lib.science import report
+
+    layer = report.published_table(asked.study)
+    plan = sweep.plan(asked.runs + asked.held_out, layer=layer, prepare=False)
+    if plan.missing:
+        counts = f"{len(plan.missing)} of {len(plan.found)}"
+        trains = "`proxies run` with the same words trains them"
+        raise UserError(f"figures: {counts} runs are not stored; {trains}")
 
 
 def _execute(asked: _Asked):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from proxies_lib.config import UserError, component, digest, refuse
+from proxies_lib.config import UserError, component, digest, refuse, shown
 from proxies_lib.data import COPY_LAG, COPY_SHARE, Dataset
 from proxies_lib.paths import folder
 from proxies_lib.prepared import (
@@ -88,7 +88,10 @@ def open_dataset(
     if dataset or not prepare_missing:
         return dataset
     if not own:
-        refuse("data", name, "is not prepared here; run `proxies data prepare` first")
+        source = f"text --path FILES --name {shown(name)}"
+        if name == "c4":
+            source = "c4 --path FOLDER --tokenizer MODEL"
+        refuse("data", name, f"is not prepared here; `proxies data prepare {source}` prepares it")
     return prepare("stdlib", vocab_size=vocab_size, say=say)
 
 

@@ -74,11 +74,17 @@ def convert(
 
 
 def _of_keys(keys: list[str], found: list[Found]) -> list[Found]:
+    """The runs whose keys begin so, each once."""
     of_key = {f.row_key: f for f in found}
+    chosen = {}
     for key in keys:
-        if key not in of_key:
-            refuse("runs", key, "is no key of a stored run of these sections")
-    return [of_key[key] for key in dict.fromkeys(keys)]
+        begun = [whole for whole in of_key if key and whole.startswith(key)]
+        if not begun:
+            refuse("runs", key, "begins no key of a stored run of these sections")
+        if len(begun) > 1:
+            refuse("runs", key, f"begins several keys: {', '.join(sorted(begun)[:5])}")
+        chosen[begun[0]] = of_key[begun[0]]
+    return list(chosen.values())
 
 
 def _with_methods(

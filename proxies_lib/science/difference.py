@@ -38,12 +38,17 @@ def sides(first: str, second: str, published: bool = False) -> tuple[Side, Side]
     Raises UserError where a label has neither a table of runs nor verdicts.
     """
     if first == second:
-        if not (outputs.local("papermill_runs") / config.component("label", first)).is_dir():
-            refuse("label", second, "has no outputs of one's own to compare the published ones to")
+        require_own(first)
         one, other = side(first), side(second, published=True)
         one = dataclasses.replace(one, name=f"{first}, own")
         return one, dataclasses.replace(other, name=f"{first}, published")
     return side(first, published), side(second, published)
+
+
+def require_own(label: str):
+    """Raise UserError where a label has no outputs of one's own beside the published ones."""
+    if not (outputs.local("papermill_runs") / config.component("label", label)).is_dir():
+        refuse("label", label, "has no outputs of one's own to compare the published ones to")
 
 
 def side(label: str, published: bool = False) -> Side:

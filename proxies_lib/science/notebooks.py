@@ -153,16 +153,30 @@ def _grid_cells(path: pathlib.Path, parameters: dict) -> dict:
             exec(compile(cell.source, file, "exec"), names)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             why = engines.what_failed(error)
             raise UserError(f"{path.stem}: a cell of its grid failed ({why})") from error
+    for name in GRIDS:
+        _check_runs(path, name, names[name])
     return names
+
+
+def _check_runs(path: pathlib.Path, name: str, by_method):
+    """Raise UserError unless `by_method`, the `name` of a grid, is lists of runs by method."""
+    fits = isinstance(by_method, dict) and all(
+        isinstance(method, str)
+        and isinstance(runs, list)
+        and all(isinstance(run, Run) for run in runs)
+        for method, runs in by_method.items()
+    )
+    if not fits:
+        raise UserError(f"{path.stem}: {name} must be a dictionary of lists of runs, by method")
 
 
 def _read(path: pathlib.Path):
     try:
         return jupytext.read(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # jupytext and nbformat raise almost anything on what is none
         why = engines.what_failed(error)
         raise UserError(f"{path.stem}: cannot be read as a notebook ({why})") from None
 

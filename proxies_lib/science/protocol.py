@@ -501,9 +501,13 @@ def _following(lists: dict, chosen: Study) -> dict:
 
 def _typed_list(name: str, value):
     if not isinstance(value, (list, tuple)) or not value:
-        refuse(name, value, "must be a list that is not empty")
+        refuse(name, value, "must be a list that is not empty, such as [0.01, 0.1]")
     if name == "sizes":
         if not all(isinstance(v, (list, tuple)) and len(v) == 2 for v in value):
             refuse(name, value, "must be a list of [d_model, n_layers]")
-        return tuple(tuple(typed(name, x, int) for x in v) for v in value)
-    return tuple(sorted(typed(name, v, float if name == "lrs" else int) for v in value))
+        entries = [tuple(typed(name, x, int) for x in v) for v in value]
+    else:
+        entries = sorted(typed(name, v, float if name == "lrs" else int) for v in value)
+    if len(set(entries)) < len(entries):
+        refuse(name, value, "must have each entry once")
+    return tuple(entries)

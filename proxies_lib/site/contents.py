@@ -52,8 +52,8 @@ class Label:
         return {section: path for section, path in places.items() if path.is_file()}
 
     def files(self) -> dict[str, bytes]:
-        """Its small tables, to download: verdicts, predictions, the protocol."""
-        names = (report.CLAIMS, "prediction.csv", outputs.PROTOCOL)
+        """Its small files, copied beside its pages: verdicts, predictions, the protocol."""
+        names = (report.CLAIMS, "prediction.csv", "predictions.csv", outputs.PROTOCOL)
         read = {name: _content(self.folder, name) for name in names}
         return {name: content for name, content in read.items() if content is not None}
 

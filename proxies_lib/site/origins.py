@@ -4,6 +4,7 @@ All of it is best effort: without git, or with a shallow clone, there is a sourc
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import json
@@ -181,7 +182,8 @@ def _since(passages: list[_Passage]) -> dict[_Passage, tuple[Commit | None, Comm
     if known is None or len(known) != len(passages):
         known = [_asked(passage) for passage in passages]
         text = json.dumps({"mark": mark, "commits": known}, ensure_ascii=False, indent=1)
-        paths.write_atomically(cached, text.encode())
+        with contextlib.suppress(OSError):  # it is asked again next time
+            paths.write_atomically(cached, text.encode())
     told = ((_commit(written), _commit(stands)) for written, stands in known)
     return dict(zip(passages, told, strict=True))
 

@@ -101,7 +101,7 @@ def _figure_4(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> list[d
         end[NEITHER],
         above=3.0,
     )
-    none_to_date = "" if drifts["verdict"] == HOLDS else "there is no drift to date"
+    no_drift = "" if drifts["verdict"] == HOLDS else "log Z has not drifted"
     return [
         drifts,
         check(
@@ -111,7 +111,7 @@ def _figure_4(table: pd.DataFrame, curves: pd.DataFrame, study: Study) -> list[d
             f"share of the rise of √(mean log² Z) in the second half, {setting}",
             (end[NEITHER] - half_way[NEITHER]) / (end[NEITHER] - 1),
             above=0.5,
-            unless=none_to_date,
+            unless=no_drift,
         ),
         check(
             "4-z-loss",

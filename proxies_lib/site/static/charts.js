@@ -61,6 +61,11 @@
     displayModeBar: coarse.matches ? true : "hover",
   };
 
+  // Whole numbers as they are, N and steps above all; others with four digits.
+  function shown(value) {
+    return Number.isFinite(value) && !Number.isInteger(value) ? +value.toPrecision(4) : value;
+  }
+
   class Drawing {
     constructor(element) {
       this.element = element;
@@ -106,7 +111,12 @@
 
     draw(figure) {
       const chart = this.charts.find((one) => one.figure === figure);
-      if (chart.drawn || !figure.offsetParent) return;
+      if (!figure.offsetParent) return;
+      if (chart.drawn) {
+        // The window may have changed while another scale was shown.
+        if (chart.plot.clientWidth !== chart.plot._fullLayout?.width) Plotly.Plots.resize(chart.plot);
+        return;
+      }
       chart.drawn = true;
       const layout = layoutOf(this.read(chart).layout, isDark());
       Plotly.newPlot(chart.plot, this.traces(chart), layout, config).then(() => {
@@ -142,8 +152,7 @@
     pick(point) {
       const text = point.customdata ?? point.data.meta.keys ?? "";
       const keys = String(text).split(" ").filter(Boolean);
-      this.picked.replaceChildren(`${point.data.name}: `, `${+point.x.toPrecision?.(4) || point.x}, `);
-      this.picked.append(`${+point.y.toPrecision?.(4) || point.y}. `);
+      this.picked.replaceChildren(`${point.data.name}: ${shown(point.x)}, ${shown(point.y)}. `);
       if (keys.length) this.picked.append(keys.length === 1 ? "Run " : "Runs ");
       for (const key of keys) {
         const row = `run-${this.element.dataset.label}-${key}`;

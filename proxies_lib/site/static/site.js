@@ -93,9 +93,12 @@
       .map(([, verdict]) => verdict);
   }
 
+  // A verdict moves from the first scale to another one.
+  const [firstScale] = named("scale").map((box) => box.value).filter(Boolean);
+
   function moves(row, scale) {
     const moved = (row.dataset.moved ?? "").split(" ").filter(Boolean);
-    return scale ? moved.includes(scale) : moved.length > 0;
+    return scale && scale !== firstScale ? moved.includes(scale) : moved.length > 0;
   }
 
   function filter() {
