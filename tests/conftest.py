@@ -14,6 +14,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_sessionfinish():
+    """pytest-xdist interrupts its processes at the end, which a garbage collection would print."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_world(tmp_path_factory):
     home = tmp_path_factory.mktemp("world")
