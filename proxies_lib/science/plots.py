@@ -377,10 +377,13 @@ def log_lr_axis(ax):
 
 
 def log_size_axis(ax, sizes):
-    """A tick at every N."""
+    """A tick at every N; where sizes are within 5 % of each other, whose labels would overlap, at
+    the largest."""
     sizes = sorted(set(sizes))
+    following = [*sizes[1:], np.inf]
+    apart = [n for n, above in zip(sizes, following, strict=True) if above > 1.05 * n]
     ax.set_xscale("log")
-    ax.set_xticks(sizes, [count(n) for n in sizes], minor=False)
+    ax.set_xticks(apart, [count(n) for n in apart], minor=False)
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     ax.set_xlabel(N_AXIS)
 
