@@ -78,8 +78,8 @@ report.summary(table, this)
 # series lower. S does not rise by depth on average, but how it compares with width is undecided.
 #
 # **At night** the curves are flat both ways, with S of 0.07 to 0.12 nats. From the size that both
-# series share S rises to 0.08 by depth and falls to 0.07 by width; three seeds cannot decide it. The
-# best losses of the largest deep and wide models are the same to 0.02 nats.
+# series share S rises to 0.08 by depth and falls to 0.07 by width; three seeds cannot decide it.
+# The best losses of the largest deep and wide models are the same to 0.02 nats.
 
 # %%
 pair = analysis.where(table, method=["by width", "by depth"])
