@@ -1,15 +1,18 @@
 import itertools
+import math
+import pathlib
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from proxies_lib import config
-from proxies_lib.science import analysis, checks, claims, protocol
+from proxies_lib.science import analysis, checks, claims, notebooks, protocol, report
 from proxies_lib.science.checks.attention_logits import _figure_1, norm_share
 from proxies_lib.science.checks.measures import minus
 from proxies_lib.science.checks.output_logits import _figure_4
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 STUDY = protocol.study("laptop")
 
 
@@ -256,3 +259,35 @@ def test_the_stages_and_remedies_of_a_spike_are_told_apart():
     failing = {"P2-3-frozen", "P2-5-spike", "P2-5-epsilon", "P2-remedy-skip", "P2-remedy-lr"}
     assert not any(found[name] == claims.HOLDS for name in failing)
     assert found["P2-full-batch"] == claims.HOLDS
+
+
+OF_TABLES = {  # the functions that take runs and curves alone
+    "01": checks.attention_logit_growth,
+    "02": checks.z_loss,
+    "03": checks.warmup,
+    "04": checks.weight_decay,
+    "05": checks.width_vs_depth,
+    "06": checks.mu_param,
+    "08": checks.adamw_epsilon,
+    "09": checks.additional_interventions,
+}
+
+
+@pytest.mark.parametrize("scale", ("laptop", "night"))
+@pytest.mark.parametrize("section", OF_TABLES)
+def test_the_published_verdicts_follow_from_the_published_table(
+    section, scale, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
+    monkeypatch.setenv("PROXIES_STORE", str(tmp_path / "none"))
+    published = report.scoreboard(scale, published=True)
+    mine = published[published["section"] == section].set_index("claim")
+    if mine.empty:
+        pytest.skip("not published at this scale yet")
+    study, path = protocol.study(scale), notebooks.sections()[section]
+    arms = notebooks.grid_of(path, notebooks.reading(scale))
+    rows = OF_TABLES[section](*report.collect(arms, study), study)
+    assert {row["claim"]: row["verdict"] for row in rows} == mine["verdict"].to_dict()
+    for row in rows:
+        if math.isfinite(row["effect"]):  # the table's curves have four digits
+            assert row["effect"] == pytest.approx(mine["effect"][row["claim"]], rel=1e-3, abs=2e-4)

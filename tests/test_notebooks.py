@@ -8,6 +8,7 @@ import sys
 
 import jupytext
 import nbformat
+import pandas as pd
 import pytest
 
 from proxies_lib import config, pages
@@ -145,7 +146,8 @@ def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(nam
         "import jupytext, os\n"
         f"for cell in jupytext.read({str(ROOT / 'notebooks' / f'{name}.py')!r}).cells:\n"
         "    if cell.cell_type == 'code': exec(cell.source, globals())\n"
-        "print(len(table), 'rows')"
+        "print(len(table), 'rows')\n"
+        "print(verdicts.set_index('claim')['verdict'].to_json())"
     )
     where = {
         "PROXIES_PAPERMILL_RUNS": str(ROOT / "papermill_runs"),
@@ -168,6 +170,9 @@ def test_the_laptop_notebooks_draw_from_the_committed_table_without_training(nam
         and "rows" in done.stdout
     )
     assert not list(tmp_path.iterdir())  # reading writes nothing
+    published = pd.read_csv(ROOT / "papermill_runs/laptop/claims.csv", dtype=str)
+    mine = published[published["section"] == name[:2]].set_index("claim")["verdict"]
+    assert json.loads(done.stdout.splitlines()[-1]) == mine.to_dict()
 
 
 def test_a_run_that_serves_two_methods_has_a_row_in_each(monkeypatch):
