@@ -9,6 +9,7 @@ from proxies_lib.science.checks.measures import (
     BY,
     LOGIT,
     QUESTION,
+    notes,
     per_seed,
     series,
     sizes_left_out,
@@ -62,7 +63,7 @@ def _figure_1(table: pd.DataFrame, excess: pd.DataFrame, study: Study) -> list[d
             "|1 + slope of log10 diverging LR per decade of width|, over the sizes that fail",
             (1 + slopes_of_diverging_lr(failing, "d_model")).abs(),
             below=0.5,
-            note="; ".join(filter(None, (QUESTION, left_out))),
+            note=notes(QUESTION, left_out),
         ),
         check(
             "1-rises-off",

@@ -11,6 +11,7 @@ from proxies_lib.science.checks.measures import (
     KEY_GRADIENT,
     UPDATE,
     log_slopes,
+    notes,
 )
 from proxies_lib.science.checks.thresholds import FAR_FROM_EPS, SMALL
 from proxies_lib.science.claims import check
@@ -154,9 +155,9 @@ def _epsilon_ladder(ladder: pd.DataFrame, curves: pd.DataFrame, eps: float) -> l
             "E.13",
             "The update falls where the gradient RMS nears ε.",
             "slope of log10 update RMS per decade of gradient RMS / ε, where that is below 1e3",
-            _update_slope(near),
+            log_slopes(near, UPDATE, "ratio"),
             above=0.0,
-            note="; ".join(filter(None, (FORCED, _some_seeds_only(near)))),
+            note=notes(FORCED, _some_seeds_only(near)),
         ),
         check(
             "E15-diverges",
@@ -176,11 +177,6 @@ def _far_from_eps(runs: pd.DataFrame, unit: str, name: str) -> str:
     if multiple < FAR_FROM_EPS:
         return ""
     return f"gradient RMS ends at {multiple:.2g} × {unit} here, too far above {name}"
-
-
-def _update_slope(near: pd.DataFrame) -> np.ndarray:
-    """Per seed, decades of update RMS per decade of gradient RMS / ε."""
-    return log_slopes(near, UPDATE, "ratio")
 
 
 def _some_seeds_only(near: pd.DataFrame) -> str:

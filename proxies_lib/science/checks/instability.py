@@ -9,7 +9,7 @@ import pandas as pd
 
 from proxies_lib.science import analysis
 from proxies_lib.science.analysis import where
-from proxies_lib.science.checks.measures import FORCED, GRADIENT, QUESTION, UPDATE
+from proxies_lib.science.checks.measures import FORCED, GRADIENT, QUESTION, UPDATE, notes
 from proxies_lib.science.checks.thresholds import EXPLODES, SMALL
 from proxies_lib.science.claims import check
 
@@ -196,7 +196,7 @@ def _another_burst(height: pd.Series) -> list[dict]:
             "height of the spike, burst of noise − no burst, raised ε, nats",
             height[RAISED_NOISE] - height[RAISED_QUIET],
             above=EXPLODES,
-            note=f"{FORCED}; {QUESTION}",
+            note=notes(FORCED, QUESTION),
         ),
         check(
             "P2-5-noise-epsilon",
@@ -205,7 +205,7 @@ def _another_burst(height: pd.Series) -> list[dict]:
             "height of the spike after noise, raised ε − default, nats",
             height[RAISED_NOISE] - height[NOISE],
             above=0.0,
-            note=f"{FORCED}; {QUESTION}",
+            note=notes(FORCED, QUESTION),
         ),
     ]
 
@@ -221,7 +221,7 @@ def _remedies(height: pd.Series) -> list[dict]:
                 "height of the spike − without remedy, nats",
                 height[method] - height[RAISED],
                 below=0.0,
-                note=f"{FORCED}; {QUESTION}" if method == DECAYED else FORCED,
+                note=notes(FORCED, QUESTION if method == DECAYED else ""),
             )
         )
     return rows

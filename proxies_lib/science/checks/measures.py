@@ -23,6 +23,11 @@ FORCED = "forced by raising ε"  # the note of a check that makes the paper's re
 QUESTION = "a question of this project, not a claim of the paper"
 
 
+def notes(*texts: str) -> str:
+    """Several notes of a check as one; empty ones are left out."""
+    return "; ".join(filter(None, texts))
+
+
 def series(frame: pd.DataFrame, value: str, **selected) -> pd.Series:
     """`value` of the rows that `where` selects, by seed and N."""
     return where(frame, **selected).set_index(["seed", "n_params"])[value]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from proxies_lib.science import analysis
-from proxies_lib.science.checks.measures import LOGIT, QUESTION
+from proxies_lib.science.checks.measures import LOGIT, QUESTION, notes
 from proxies_lib.science.checks.thresholds import PAPER_LOGIT, SMALL
 from proxies_lib.science.claims import check
 
@@ -63,7 +63,7 @@ def _figure_9(suffix: str, title: str, probed: pd.DataFrame, scored: pd.DataFram
             f"mean |log10 predicted − log10 measured| over the LRs, {title}",
             off.groupby(scored["seed"]).mean(),
             below=0.5,
-            note=f"{QUESTION}; {one_fit}",
+            note=notes(QUESTION, one_fit),
         ),
         check(
             f"9-failure{suffix}",
