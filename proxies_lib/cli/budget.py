@@ -109,7 +109,7 @@ def _tpu_check(options):
     given = {"accumulate": options.accumulate, "scan": options.scan}
     if options.table:
         place = {"size": options.size, "topology": options.topology, "batch": options.batch}
-        refuse_beside("table", **place, **given, json=options.json or None)
+        refuse_beside("table", **place, **given, json=options.json)
         tpu.measure()
         return pages.write_between_markers(tpu.PAGE, tpu.slices_table(), "slices")
     changes = {name: value for name, value in given.items() if value is not None}
@@ -124,7 +124,7 @@ def _costs(options):
 
     if options.table:
         other = options.scale if options.scale != "laptop" else None
-        refuse_beside("table", json=options.json or None, scale=other)
+        refuse_beside("table", json=options.json, scale=other)
         for scale in protocol.scales():
             pages.write_between_markers(tpu.PAGE, costs.costs_table(scale), f"costs {scale}")
         pages.write_between_markers(tpu.PAGE, costs.sizes_table("paper"), "sizes paper")

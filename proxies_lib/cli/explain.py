@@ -84,7 +84,7 @@ def _print_verdicts(found):
     if rows is None or rows.empty:
         return
     screen.heading("Claims")
-    for row in report.short(rows).assign(claim=rows["claim"]).itertuples():
+    for row in report.short(rows).itertuples():
         verdict = screen.verdict(row.verdict, 13)
         print(f"  {row.claim:18} {verdict} {row.effect:26} n={row.n}  {row.statement}")
 

@@ -146,12 +146,16 @@ def add_label(added):
 
 def add_published(added):
     added.add_argument(
-        "--published", action="store_true", help="the committed ones, also where there are own ones"
+        "--published",
+        action="store_true",
+        default=None,  # as `refuse_beside` wants it of what is not given
+        help="the committed ones, also where there are own ones",
     )
 
 
 def add_json(added):
-    added.add_argument("--json", action="store_true", help="print JSON, with every digit")
+    words = "print JSON, with every digit"
+    added.add_argument("--json", action="store_true", default=None, help=words)  # None as above
 
 
 def add_quiet(added):

@@ -161,12 +161,12 @@ def _claims(options):
     from proxies_lib.science import columns, difference, report
 
     if options.pages:
-        refuse_beside("pages", json=options.json or None, published=options.published or None)
+        refuse_beside("pages", json=options.json, published=options.published)
         if options.scale not in columns.SCALES:
             refuse("scale", options.scale, f"--pages writes {', '.join(columns.SCALES)}")
         return pages.write_scoreboard()
     if options.against == options.scale:
-        refuse_beside("against", published=options.published or None)
+        refuse_beside("against", published=options.published)
         difference.require_own(options.scale)
     rows = report.scoreboard(options.scale, options.published)
     if options.against is not None:
@@ -174,7 +174,7 @@ def _claims(options):
     elif options.json:
         screen.print_json(rows)
     else:
-        for row in report.short(rows).assign(claim=rows["claim"]).itertuples():
+        for row in report.short(rows).itertuples():
             verdict = screen.verdict(row.verdict, 24)
             name = f"Fig. {row.figure:4} {row.claim:22}"
             print(f"{name} {verdict} {row.effect:28} n={row.n}  {row.statement}")

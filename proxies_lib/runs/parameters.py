@@ -145,9 +145,10 @@ def _train_and_write(run: Run, path: pathlib.Path, folder: pathlib.Path, say):
     from safetensors.numpy import save as to_bytes
 
     from proxies_lib.runs import executables
-    from proxies_lib.runs.provenance import provenance, record
+    from proxies_lib.runs.provenance import commit, provenance, record
 
     executables.use_cache(say)
+    commit()  # of the code that is loaded, whatever is checked out while it trains
     dataset = datasets.open_dataset(run.data, run.model.vocab_size)
     run_key = config.key(run, dataset.fingerprint)
     result, tensors = _trained(run, run_key, dataset)

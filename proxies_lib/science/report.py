@@ -280,7 +280,8 @@ def short(rows: pd.DataFrame) -> pd.DataFrame:
         effect=[rounded(*effect) for effect in effects],
         decides=["–" if pd.isna(half) else f"{half:.2g}" for half in decides(rows)],
     )
-    return shown[["figure", "statement", "measure", "effect", "n", "decides", "verdict", "note"]]
+    named = ["claim", "figure", "statement", "measure"]
+    return shown[[*named, "effect", "n", "decides", "verdict", "note"]]
 
 
 def decides(rows: pd.DataFrame) -> pd.Series:
@@ -302,19 +303,19 @@ def rounded(effect: float, lo: float, hi: float) -> str:
 
 
 def verdict_table(rows: pd.DataFrame, label: str = "", up: str = "") -> str:
-    """The short scoreboard as a Markdown table; with a `label`, linked to its notebooks, figures
-    and data.
+    """The short scoreboard as a Markdown table; with a `label`, with the id of each claim, and
+    linked to its notebooks, figures and data.
 
     `up` is the way from the reader's folder to the project's. One's own notebooks lie a folder
     deeper.
     """
     shown = short(rows)
-    return markdown(_with_links(shown, rows, label, up) if label else shown)
+    return markdown(_with_links(shown, rows, label, up) if label else shown.drop(columns="claim"))
 
 
 def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) -> pd.DataFrame:
-    """`shown` with the id of each claim, a link to the picture at each figure and, in a column of
-    its own, links to the notebook and to the drawn numbers."""
+    """`shown` with a link to the picture at each figure and, in a column of its own, links to the
+    notebook and to the drawn numbers."""
     published = paths.folder("figures") / label
     folder = outputs.source("figures", label, "") or published
     # One's own outputs lie in figures/local/ and papermill_runs/local/, and so does a reader
@@ -333,9 +334,7 @@ def _with_links(shown: pd.DataFrame, rows: pd.DataFrame, label: str, up: str) ->
         pictures.append(f"[{figure}]({figures}/{file}.png)")
         notebook = f"[{section}]({runs}/{notebook_of[section]}.ipynb)"
         data.append(f"{notebook} [csv]({figures}/{file}.csv)")
-    linked = shown.assign(figure=pictures, **{"notebook, data": data})
-    linked.insert(0, "claim", rows["claim"])
-    return linked
+    return shown.assign(figure=pictures, **{"notebook, data": data})
 
 
 def tally(rows: pd.DataFrame) -> str:
