@@ -4,7 +4,7 @@ import pytest
 
 from proxies_lib import paths
 from proxies_lib.config import replace
-from proxies_lib.runs import executables, sweep, tables
+from proxies_lib.runs import executables, provenance, sweep, tables
 
 
 @pytest.fixture
@@ -74,3 +74,24 @@ def test_the_cache_lies_in_the_projects_own_folder(tmp_path, monkeypatch):
     executables.use_cache()
     assert jax.config.jax_compilation_cache_dir.startswith(str(paths.folder("cache")))
     jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("about", "device"),
+    [
+        (
+            "processor : 0\ncpu family : 26\nmodel\t: 2\nmodel name\t: AMD EPYC\nstepping : 1\n",
+            "AMD EPYC (family 26, model 2)",
+        ),
+        ("processor : 0\nCPU part : 0xd0c\nmodel name : Neoverse-N1\n", "Neoverse-N1"),
+    ],
+)
+def test_a_device_is_a_processor_and_not_only_its_brand(about, device, tmp_path, monkeypatch):
+    """Two processors called "AMD EPYC" gave other bits and a third of the speed."""
+    (tmp_path / "cpuinfo").write_text(about)
+    monkeypatch.setattr(executables, "CPUINFO", tmp_path / "cpuinfo")
+    provenance.provenance.cache_clear()
+    try:
+        assert provenance.provenance()["device"] == device
+    finally:
+        provenance.provenance.cache_clear()

@@ -26,6 +26,8 @@ try:
 except ImportError:
     compilation_cache, CacheInterface = None, object
 
+CPUINFO = pathlib.Path("/proc/cpuinfo")  # of Linux
+
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
@@ -49,9 +51,9 @@ def use_cache(say=lambda line: print(line, file=sys.stderr, flush=True)):
 
 def cpu(field: str) -> str:
     """A field of the first processor in /proc/cpuinfo, "" where there is none."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    named = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in named if name.strip() == field), "")
 
 
 class Entries(CacheInterface):

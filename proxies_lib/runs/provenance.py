@@ -38,21 +38,29 @@ def commit() -> str:
 @functools.cache
 def provenance() -> dict[str, str]:
     """Software, device, commit and unpinned settings of this process."""
-    import jax
-
-    from proxies_lib.runs import executables
-
-    if settings.platform_of_jax() == "cpu":
-        device = executables.cpu("model name") or platform.processor()
-    else:
-        device = jax.devices()[0].device_kind
     return {
-        "device": device,
+        "device": _device(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "commit": commit(),
         "settings": settings.unpinned(),
     }
+
+
+def _device() -> str:
+    """The kind of an accelerator; the name of a CPU and, of x86, its family and model.
+
+    Clouds call processors that round differently by one name, such as "AMD EPYC".
+    """
+    import jax
+
+    from proxies_lib.runs import executables
+
+    if settings.platform_of_jax() != "cpu":
+        return jax.devices()[0].device_kind
+    name = executables.cpu("model name") or platform.processor()
+    family, model = executables.cpu("cpu family"), executables.cpu("model")
+    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def record(folder, run: Run, dataset: data.Dataset, result: dict):
