@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import pathlib
 import re
+import typing
 
 import pandas as pd
 
@@ -213,8 +214,9 @@ def sentences(readme: str) -> Words:
 
 def _section_link(section: str, label: str) -> str:
     path = notebooks.sections()[section]
-    title = re.search(r"^# # \d+ · (.+)$", path.read_text("utf-8"), re.MULTILINE)[1]
-    return f"[{section}](papermill_runs/{label}/{path.stem}.ipynb) {title}"
+    heading = re.search(r"^# # \d+ · (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    assert heading  # every notebook begins with one
+    return f"[{section}](papermill_runs/{label}/{path.stem}.ipynb) {heading[1]}"
 
 
 def _figure_links(section: str, label: str) -> str:
@@ -258,12 +260,12 @@ def _modules(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _fields_of(kind: type) -> str:
-    rows = []
+    rows, types = [], typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         about, allowed = field.metadata["about"], field.metadata["allowed"].words
         younger = "yes" if field.metadata["younger"] else ""
         name, default = f"`{field.name}`", f"`{field.default!r}`"
-        rows.append((name, field.type.__name__, default, allowed, about, younger))
+        rows.append((name, types[field.name].__name__, default, allowed, about, younger))
     head = ["field", "type", "default", "allowed", "what it is", "younger"]
     return f"### {kind.__name__}\n\n{_first_words(kind.__doc__)}\n\n{_table(head, rows)}"
 
@@ -273,8 +275,7 @@ def _module(path: pathlib.Path) -> str:
     tree = ast.parse(path.read_text("utf-8"))
     lines = []
     for node in tree.body:
-        named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
-        if not named:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue
         words = _first_words(ast.get_docstring(node))
         lines.append(f"- `{_signature(node)}`{f': {words}' if words else ''}")

@@ -80,11 +80,13 @@ def test_two_protocols_of_one_label_are_refused_and_one_goes_on(project):
     with pytest.raises(UserError, match=r"label='smoke-mine': holds another protocol \(z_loss=0\)"):
         outputs.claim(protocol.study("smoke", tenth, train=True), "def")
     assert path.read_bytes() == before
-    path.write_text("[]")
-    outputs.claim(protocol.study("smoke", tenth, train=True), "def")
-    assert json.loads(path.read_text())["overrides"] == {"z_loss": 0.1}, (
-        "a damaged one is written again"
-    )
+    for damaged in ("[]", '{"overrides": {}}'):
+        path.write_text(damaged)
+        assert outputs.study_of("smoke-mine").scale == "smoke"
+        outputs.claim(protocol.study("smoke", tenth, train=True), "def")
+        assert json.loads(path.read_text())["overrides"] == {"z_loss": 0.1}, (
+            "a damaged one is written again"
+        )
 
 
 def test_publishing_needs_committed_code_and_runs_of_committed_code():

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,7 +134,7 @@ def test_our_predictions_on_later_ideas_are_counted_apart():
     rows = pd.DataFrame([*rows_of(*SECTIONS), *rows_of(BEYOND, verdict=claims.CONTRADICTED)])
     papers, ours = report.tally(rows).split(". ")
     assert papers.startswith("Of 10 checks on 10 figures, 10 hold, 0 are contradicted")
-    assert ours.startswith("Of 1 predictions on later ideas (section 11), 0 hold, 1 are contr")
+    assert ours.startswith("Of 1 predictions on later ideas (section 11), 0 hold, 1 is contr")
     assert not columns.missing_sections("night", rows[rows["section"] != BEYOND])
 
 
@@ -225,6 +226,15 @@ def test_every_contradicted_check_has_its_paragraph_and_no_other_has(monkeypatch
     assert page.count("- *Paper.*") == page.count("- *Here.*") == len(headings)
     assert page.count("- *Could be.*") + page.count("- *Is.*") == len(headings)
     assert page.count("- *Would tell.*") == len(headings)
+
+
+@pytest.mark.parametrize("overview", sorted(ROOT.glob("papermill_runs/*/00_overview.ipynb")))
+def test_an_executed_overview_has_the_scoreboard_that_is_published(overview, monkeypatch):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
+    board = report.scoreboard(overview.parent.name, published=True)
+    cells = nbformat.read(overview, as_version=4).cells
+    shown = "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
+    assert report.tally(board) in shown
 
 
 def test_old_words_of_a_verdict_are_refused_and_no_page_is_touched(project, capsys):

@@ -1,5 +1,6 @@
 """The static site: built from the committed smoke outputs, and its parts."""
 
+import collections
 import html.parser
 import json
 import pathlib
@@ -62,7 +63,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, path: pathlib.Path):
         super().__init__()
         self.path, self.ids, self.links, self.loads = path, [], [], []
-        self.tags, self.alts, self.styles = [], [], []
+        self.tags, self.alts, self.styles, self.title = [], [], [], ""
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -76,6 +77,10 @@ class Page(html.parser.HTMLParser):
             self.alts.append(values.get("alt"))
         self.loads += [v for name, v in attrs if (tag, name) in self.LOADING]
         self.styles.append(values.get("style") or "")
+
+    def handle_data(self, data):
+        if self.tags[-1:] == ["title"]:
+            self.title += data
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +178,11 @@ def test_pages_are_whole_for_a_screen_reader(read):
         assert page.tags.count("main") == 1 and page.tags.count("title") == 1, name
         assert len(page.ids) == len(set(page.ids)), name
         assert None not in page.alts, name
+
+
+def test_a_tab_of_the_browser_says_which_page_it_is(read):
+    titles = collections.Counter(page.title for page in read.values())
+    assert [title for title, times in titles.items() if times > 1] == []
 
 
 def test_the_runs_of_a_figure_are_those_of_its_csv(site, read):

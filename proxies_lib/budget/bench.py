@@ -140,7 +140,8 @@ class _Training:
         from proxies_lib.train import Trainer
 
         layout = layout or layout_alone(run)
-        self.trainer, self.times = Trainer(*run.program, layout, devices), []
+        self.trainer = Trainer(*run.program, layout, devices)
+        self.times: list[float] = []
         self.steps = layout.points * run.train.log_every
         lead = (layout.lanes,) if layout.lanes else ()
         everywhere = self.trainer.shardings()
@@ -325,7 +326,8 @@ def _profiled(training: _Training) -> tuple[collections.Counter, collections.Cou
     import jax
 
     kinds = kernels(training.trainer.chunk.as_text())
-    spent, counts = collections.Counter(), collections.Counter()
+    spent: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(PROFILED_CALLS):
@@ -519,18 +521,19 @@ def measure_store(counts):
     with all curves and with a few; each with its process's peak memory.
     """
     for count in counts:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as name:
+            scratch = pathlib.Path(name)
             row, loose = {"runs": count}, count <= LOOSE_RUNS
             row["write_s"] = _in_process(_write_loose, scratch, count) if loose else None
             row |= _read("", scratch, count) if loose else dict.fromkeys(READ)
             row["merge_s"] = _in_process(_merge if loose else _write_packed, scratch, count)
-            row["packs_MiB"] = _bytes_in(pathlib.Path(scratch) / "packs") / 2**20
+            row["packs_MiB"] = _bytes_in(scratch / "packs") / 2**20
             row |= _read("packed_", scratch, count)
             row |= _read("few_", scratch, count, FEW)
         yield row
 
 
-def _read(prefix: str, folder: str, count: int, columns=None) -> dict[str, float]:
+def _read(prefix: str, folder: pathlib.Path, count: int, columns=None) -> dict[str, float]:
     values = _in_process(_read_back, folder, count, columns)
     return {f"{prefix}{name}": value for name, value in zip(READ, values, strict=True)}
 
@@ -564,26 +567,26 @@ def _store_records(count: int):
         yield meta | {"provenance": origin}, curves
 
 
-def _write_loose(folder: str, count: int) -> float:
+def _write_loose(folder: pathlib.Path, count: int) -> float:
     started = time.perf_counter()
     for meta, curves in _store_records(count):
         store.write(folder, meta, curves)
     return time.perf_counter() - started
 
 
-def _write_packed(folder: str, count: int) -> float:
+def _write_packed(folder: pathlib.Path, count: int) -> float:
     started = time.perf_counter()
     store.pack(folder, _store_records(count))
     return time.perf_counter() - started
 
 
-def _merge(folder: str, _count: int) -> float:
+def _merge(folder: pathlib.Path, _count: int) -> float:
     started = time.perf_counter()
     store.merge([], folder, say=lambda line: None)
     return time.perf_counter() - started
 
 
-def _read_back(folder: str, count: int, columns) -> tuple[float, float, float]:
+def _read_back(folder: pathlib.Path, count: int, columns) -> tuple[float, float, float]:
     runs = _store_runs(count)
     started = time.perf_counter()
     plan = sweep.plan(runs, folder)

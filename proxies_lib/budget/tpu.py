@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pandas as pd
 
@@ -327,7 +328,7 @@ def compile_here(job: dict) -> dict:
 def _devices(topology: str, kind: str, shape: tuple[int, ...]) -> list:
     from jax.experimental import topologies
 
-    special = {}
+    special: dict[str, Any] = {}
     if kind == "v4":
         special["chip_config_name"] = "megacore"  # two cores of a chip are one device
     if math.prod(shape) == 1:

@@ -54,9 +54,8 @@ def where(table: pd.DataFrame, **values) -> pd.DataFrame:
         allowed = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         column = table[name].to_numpy()
         if column.dtype.kind == "f":
-            allowed = np.array(allowed, float)
             # rows × allowed values
-            equal = np.isclose(column[:, None], allowed, rtol=1e-9, atol=0)
+            equal = np.isclose(column[:, None], np.array(allowed, float), rtol=1e-9, atol=0)
             keep &= equal.any(axis=1)
         else:
             keep &= table[name].isin(allowed).to_numpy()

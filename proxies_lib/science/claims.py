@@ -34,9 +34,12 @@ def check(
     value, and the note says so. `unless` is the reason, where there is one, why this scale cannot
     test the claim; a value that is nan is such a reason too.
     """
-    if (above is None) == (below is None):
+    if above is not None and below is None:
+        side, threshold = "above", above
+    elif below is not None and above is None:
+        side, threshold = "below", below
+    else:
         raise TypeError("a claim holds above a threshold or below one")
-    side, threshold = ("above", above) if below is None else ("below", below)
     values = np.asarray(values, float)
     effect, lo, hi = analysis.interval(values)
     if not unless and (not len(values) or np.isnan(values).any()):

@@ -75,8 +75,8 @@ def convert(
 
 def _of_keys(keys: list[str], found: list[Found]) -> list[Found]:
     """The runs whose keys begin so, each once."""
-    of_key = {f.row_key: f for f in found}
-    chosen = {}
+    of_key = {str(f.row_key): f for f in found}
+    chosen: dict[str, Found] = {}
     for key in keys:
         begun = [whole for whole in of_key if key and whole.startswith(key)]
         if not begun:

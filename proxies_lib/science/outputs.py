@@ -116,7 +116,7 @@ def study_of(label: str, published: bool = False) -> Study:
     place = source("papermill_runs", label, PROTOCOL, published)
     known = _read(place / PROTOCOL) if place else None
     if known is not None:
-        scale, overrides = known.get("scale"), known["overrides"]
+        scale, overrides = known["scale"], known["overrides"]
     else:
         named = [scale for scale in scales() if f"{label}-".startswith(f"{scale}-")]
         if not named:
@@ -153,7 +153,10 @@ def _read(path: pathlib.Path) -> dict | None:
         found = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    whole = isinstance(found, dict) and isinstance(found.get("overrides"), dict)
+    types = {"scale": str, "overrides": dict}
+    whole = isinstance(found, dict) and all(
+        isinstance(found.get(name), kind) for name, kind in types.items()
+    )
     return found if whole else None
 
 

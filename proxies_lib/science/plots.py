@@ -611,7 +611,8 @@ def figure_trajectories(
             for step in marks:
                 ax.axvline(step, color=GRAY, ls=":", lw=1)
             if name in lines:
-                reference(ax, *lines[name], 1.0)
+                level, words = lines[name]
+                reference(ax, level, words, 1.0)
     legend_above(fig, axes.flat)
     note(fig, f"Bold: median of {seeds(observed)}; faint: each seed{crosses(observed)}")
     return fig

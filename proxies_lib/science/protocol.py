@@ -486,7 +486,7 @@ def _refuse_override(name: str, value):
 def _following(lists: dict, chosen: Study) -> dict:
     """The lists of a study that follow from those that one sets."""
     sizes, lrs = lists.get("sizes", chosen.sizes), lists.get("lrs", chosen.lrs)
-    following = {}
+    following: dict[str, tuple] = {}
     if "lrs" in lists:
         following |= {"window": lrs, "coupled_lrs": ()}
     if "sizes" in lists or "lrs" in lists:

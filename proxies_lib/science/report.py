@@ -351,10 +351,12 @@ def tally(rows: pd.DataFrame) -> str:
 def _counted(rows: pd.DataFrame, of_what: str) -> str:
     counts = rows["verdict"].value_counts()
     holding, contradicted, undecided, untestable = (counts.get(name, 0) for name in VERDICTS)
+    one_holds = "holds" if holding == 1 else "hold"
+    one_is, the_other_is = ("is" if count == 1 else "are" for count in (contradicted, undecided))
     return (
-        f"Of {len(rows)} {of_what}, {holding} hold, {contradicted} are contradicted, {undecided} "
-        f"are undecided (the interval includes the threshold), and {untestable} cannot be tested "
-        "at this scale."
+        f"Of {len(rows)} {of_what}, {holding} {one_holds}, {contradicted} {one_is} contradicted, "
+        f"{undecided} {the_other_is} undecided (the interval includes the threshold), and "
+        f"{untestable} cannot be tested at this scale."
     )
 
 
