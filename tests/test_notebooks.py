@@ -349,6 +349,11 @@ def test_a_notebook_runs_in_this_interpreter_whatever_jupyter_finds_first(
     assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
 
 
+def test_what_is_executed_again_is_the_same_file(execute):
+    first = execute("print(before)").read_bytes()
+    assert execute("print(before)").read_bytes() == first
+
+
 def test_a_kernel_that_is_killed_is_one_clear_line_and_nothing_is_promoted(execute, capfd):
     with pytest.raises(UserError, match="^section: its kernel failed .*Kernel died.*; see section"):
         execute("import os; os.kill(os.getpid(), 9)")

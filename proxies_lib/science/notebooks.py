@@ -275,10 +275,11 @@ def _check_that_all_cells_ran(notebook, name: str, scratch: pathlib.Path):
 
 
 def _scrub(notebook):
-    """Drop what differs between machines and times: paths, durations, execution state."""
+    """Drop what differs between machines and times: paths, durations, states, random ids."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
-    for cell in notebook.cells:
+    for position, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{position}"
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
 
