@@ -108,8 +108,8 @@ report.summary(table, this)
 # **On the laptop** the lowest points do so, and S is no lower with µParam. Whether the best loss is
 # a little lower, the seeds cannot tell.
 #
-# **At night** the lowest points stay at 0.04 with µParam, while the standard ones move from 0.042 to
-# 0.014. The best loss is 0.02 nats lower with µParam, less than the 0.05 that would count. S is
+# **At night** the lowest points stay at 0.04 with µParam, while the standard ones move from 0.042
+# to 0.014. The best loss is 0.02 nats lower with µParam, less than the 0.05 that would count. S is
 # higher with it from 25K on: µParam divides the learning rate of linear layers, so the low end of
 # the window, 3e-3, trains less; the high end is as flat as the standard one.
 
@@ -204,8 +204,8 @@ report.size_figure(scaled, this, "figE06_logit_scale")
 #
 # **On the laptop** they do.
 #
-# **At night** too, at 0.07 to 0.08. Three of the five learning rates lie above: from 0.3 on some seeds
-# fail, and at 3 nothing is learned.
+# **At night** too, at 0.07 to 0.08. Three of the five learning rates lie above: from 0.3 on some
+# seeds fail, and at 3 nothing is learned.
 
 # %%
 pair = analysis.where(table, method=["standard", "LR × RMS"])
@@ -232,9 +232,9 @@ log_lr = best.pivot_table(index="method", columns="n_params", values="best_lr", 
 # ## What we see at night
 #
 # The same, with smaller intervals. µParam's best loss is 0.02 nats lower and its S twice the
-# standard one, because low learning rates train less. Without qk-layernorm µParam moves the cliff to
-# a higher learning rate, by a factor of about three, and does not remove it. Which scaling of the
-# logits is better at which size stays open: the effects are below 0.03 nats.
+# standard one, because low learning rates train less. Without qk-layernorm µParam moves the cliff
+# to a higher learning rate, by a factor of about three, and does not remove it. Which scaling of
+# the logits is better at which size stays open: the effects are below 0.03 nats.
 
 # %% [markdown]
 # ## Verdicts
