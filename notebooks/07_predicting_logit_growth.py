@@ -161,6 +161,23 @@ shown = ["predicted", "lo", "hi", "max_attention_logit/0", "inside", "failed", "
 pd.concat(scores.values()).groupby(["probe", "lr"])[shown].mean().round(2)
 
 # %% [markdown]
+# **From which share of the training on can the failing learning rates be foretold?** The same fit
+# at other shares: which part of the held-out runs is `foretold`, which part lies `inside` the
+# interval, and by how many decades the prediction is `off`. These predictions were not written down
+# before, and no claim is judged by them.
+
+# %%
+rows = []
+for share in (checks.PROBE, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0):
+    fit = analysis.predict_logits(analysis.probe(small, curves, share), [larger_n])
+    measured = analysis.probe(larger, larger_curves, share)
+    score = analysis.scored(fit, measured, checks.PAPER_LOGIT)
+    off = np.log10(score["predicted"] / score["max_attention_logit/0"]).abs()
+    means = {"foretold": score["foretold"].mean(), "inside": score["inside"].mean()}
+    rows.append({"share": f"{share:.0%}"} | means | {"off": off.mean()})
+pd.DataFrame(rows).set_index("share").round(2)
+
+# %% [markdown]
 # ## Figure 10 · how large may logits be?
 #
 # **Drawn.** Left: the final loss against κ, with the bigram model's loss as a dotted line. Right:
