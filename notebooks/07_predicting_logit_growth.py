@@ -148,8 +148,8 @@ for title, share in shares.items():
 # **At night** the left lines are nearly straight, and the model of 1.6M parameters, four times
 # larger than any fitted one, lies on them: at LR 0.3 its logits are foretold as 9.7e3 and measured
 # as 1.0e4. So early that is the only LR near 10⁴, although 0.03 and 0.1 fail as well. On the right
-# every point beyond 10⁴ is a cross, but the lines have bent: logits at LR 0.3 grow no further in
-# the larger fitted models and do in the held-out one.
+# every point beyond 10⁴ is a cross, but the lines have bent: at LR 0.3 logits rise by five decades
+# from the smallest size to the next and by one over all the others, which no quadratic follows.
 
 # %%
 figure = plots.figure9(points, lines)
@@ -235,9 +235,9 @@ report.save(figure, "fig10_kappa", drawn, pd.concat([forced, bigram]), this)
 # rate, good enough to foretell a four times larger model to a factor of 1.3. The paper's threshold
 # of 10⁴ does not foretell its failures there: after 39 steps two of the three learning rates that
 # fail are still far below it. Between 15 and 30 % of the training it foretells all of them.
-# Half-way the fit is 1.5 decades off, because a quadratic cannot follow logits that have stopped
-# growing at some sizes and not at others. With forced logits the paper's picture is reproduced,
-# down to the bigram's loss at κ = 10⁴.
+# Half-way the fit is 1.5 decades off: for each learning rate there is a size from which on logits
+# run away, and a quadratic cannot follow such a jump. With forced logits the paper's picture is
+# reproduced, down to the bigram's loss at κ = 10⁴.
 
 # %% [markdown]
 # ## Verdicts
