@@ -129,9 +129,9 @@ sensitivity = report.lr_figure(pair, this, "fig08_mu_param")
 #
 # **On the laptop** it is so: the two S are much the same, and both high.
 #
-# **At night** both cliffs are there, but that of µParam stands at a higher learning rate: 0.3 where
-# the standard one begins at 0.1. So the largest model has an S of 0.37 with µParam and of 0.64
-# without, against 0.07 with qk-layernorm and no µParam.
+# **At night** both cliffs are there, but that of µParam stands at a higher learning rate: 0.3
+# where the standard one begins at 0.1. So the largest model has an S of 0.37 with µParam and of
+# 0.64 without, against 0.07 with qk-layernorm and no µParam.
 
 # %%
 pair = analysis.where(

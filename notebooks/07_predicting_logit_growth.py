@@ -146,10 +146,11 @@ for title, share in shares.items():
 # larger ones are not.
 #
 # **At night** the left lines are nearly straight, and the model of 1.6M parameters, four times
-# larger than any fitted one, lies on them: at LR 0.3 its logits are foretold as 9.7e3 and measured
-# as 1.0e4. So early that is the only LR near 10⁴, although 0.03 and 0.1 fail as well. On the right
-# every point beyond 10⁴ is a cross, but the lines have bent: at LR 0.3 logits rise by five decades
-# from the smallest size to the next and by one over all the others, which no quadratic follows.
+# larger than any fitted one, lies on them: at LR 0.3 its logits are foretold as 9.7e3 and
+# measured as 1.0e4. So early that is the only LR near 10⁴, although 0.03 and 0.1 fail as well.
+# On the right every point beyond 10⁴ is a cross, but the lines have bent: at LR 0.3 logits rise
+# by five decades from the smallest size to the next and by one over all the others, which no
+# quadratic follows.
 
 # %%
 figure = plots.figure9(points, lines)
@@ -183,9 +184,8 @@ for share in (checks.PROBE, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0):
     fit = analysis.predict_logits(analysis.probe(small, curves, share), [larger_n])
     measured = analysis.probe(larger, larger_curves, share)
     score = analysis.scored(fit, measured, checks.PAPER_LOGIT)
-    off = np.log10(score["predicted"] / score["max_attention_logit/0"]).abs()
-    means = {"foretold": score["foretold"].mean(), "inside": score["inside"].mean()}
-    rows.append({"share": f"{share:.0%}"} | means | {"off": off.mean()})
+    means = score[["foretold", "inside", "off"]].mean()
+    rows.append({"share": f"{share:.0%}"} | means.to_dict())
 pd.DataFrame(rows).set_index("share").round(2)
 
 # %% [markdown]
@@ -200,8 +200,8 @@ pd.DataFrame(rows).set_index("share").round(2)
 # **On the laptop** it rises a decade or two earlier, and passes the bigram's soon after. The
 # measured logits lie on the dashed line: the forced length is used up.
 #
-# **At night** the paper's two numbers are there: a κ of 10² costs 0.14 nats and one of 10³ 0.5; at
-# 10⁴ the loss is the bigram's, to within the spread of three seeds.
+# **At night** the paper's two numbers are there: a κ of 10² costs 0.14 nats and one of 10³ 0.5;
+# at 10⁴ the loss is the bigram's, to within the spread of three seeds.
 
 # %%
 forced = analysis.where(table, method="κ")

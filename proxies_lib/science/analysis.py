@@ -403,12 +403,14 @@ def scored(
 ) -> pd.DataFrame:
     """Every probed run of the held-out size beside its prediction.
 
-    `inside`: its logit lies in the prediction interval. `foretold`: the predicted logit is above
-    `limit` and the run failed, or neither.
+    `inside`: its logit lies in the prediction interval. `off`: by how many decades, of either sign,
+    the prediction misses it. `foretold`: the predicted logit is above `limit` and the run failed,
+    or neither.
     """
     both = held_out.merge(predicted, on=["n_params", "lr"])
     return both.assign(
         inside=both[name].between(both["lo"], both["hi"]),
+        off=np.log10(both["predicted"] / both[name]).abs(),
         foretold=(both["predicted"] > limit) == both["failed"],
     )
 

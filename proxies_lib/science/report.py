@@ -351,13 +351,16 @@ def tally(rows: pd.DataFrame) -> str:
 def _counted(rows: pd.DataFrame, of_what: str) -> str:
     counts = rows["verdict"].value_counts()
     holding, contradicted, undecided, untestable = (counts.get(name, 0) for name in VERDICTS)
-    one_holds = "holds" if holding == 1 else "hold"
-    one_is, the_other_is = ("is" if count == 1 else "are" for count in (contradicted, undecided))
     return (
-        f"Of {len(rows)} {of_what}, {holding} {one_holds}, {contradicted} {one_is} contradicted, "
-        f"{undecided} {the_other_is} undecided (the interval includes the threshold), and "
-        f"{untestable} cannot be tested at this scale."
+        f"Of {len(rows)} {of_what}, {holding} {'holds' if holding == 1 else 'hold'}, "
+        f"{_are(contradicted)} contradicted, "
+        f"{_are(undecided)} undecided (the interval includes the threshold), "
+        f"and {untestable} cannot be tested at this scale."
     )
+
+
+def _are(count: int) -> str:
+    return f"{count} {'is' if count == 1 else 'are'}"
 
 
 def against(rows: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

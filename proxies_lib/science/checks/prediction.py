@@ -36,7 +36,6 @@ def _figure_9(suffix: str, title: str, probed: pd.DataFrame, scored: pd.DataFram
         few = f", and passes 1e4 in {seeds_beyond} of {seeds} seeds" if seeds_beyond else ""
         none_beyond = f"the largest logit then is {probed[LOGIT].max():.3g}{few}"
     by_seed = scored.groupby("seed")
-    off = np.log10(scored["predicted"] / scored[LOGIT]).abs()
     widest = np.log10(scored["hi"] / scored["lo"]).max()
     one_fit = f"the seeds share one fit, whose widest interval has {widest:.1g} decades"
     return [
@@ -63,7 +62,7 @@ def _figure_9(suffix: str, title: str, probed: pd.DataFrame, scored: pd.DataFram
             "9",
             "The fit on smaller models is off by less than a factor of three.",
             f"mean |log10 predicted − log10 measured| over the LRs, {title}",
-            off.groupby(scored["seed"]).mean(),
+            by_seed["off"].mean(),
             below=0.5,
             note=notes(QUESTION, one_fit),
         ),
