@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from proxies_lib import interventions, ops
-from proxies_lib.config import ModelConfig
+from proxies_lib.config import ModelConfig, refuse
 from proxies_lib.ops import (
     anywhere,
     attention_logits,
@@ -53,6 +53,9 @@ class Transformer(nnx.Module):
         self.embed = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, rngs=rngs)
         block = interventions.places(config.intervention).only("block") or Block
         self.blocks = nnx.List([block(config, linear, norm) for _ in range(config.n_layers)])
+        for made in self.blocks:
+            if not isinstance(made, Block):
+                refuse("block", type(made).__name__, "must be a subclass of model.Block")
         self.final_norm = norm(config.d_model)
         self.head = linear(config.d_model, config.vocab_size)
         self.config = config
@@ -176,14 +179,22 @@ class Attention(nnx.Module):
 
 
 class Linear(nnx.Linear):
-    """Without bias, on flattened tokens."""
+    """Without bias, on flattened tokens. `init` draws its kernel, unless told how it begins."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.drawn = "kernel_init" not in options
 
     def __call__(self, x_NI):
         return dense(x_NI, self.kernel[...].astype(x_NI.dtype))
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Without bias, over any axis."""
+    """Without bias, over any axis. Begins at 1, unless told otherwise."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.drawn = "scale_init" not in options
 
     def __call__(self, x, axis: int = -1):  # type: ignore[override]
         assert self.scale is not None
@@ -285,23 +296,30 @@ def init(config: ModelConfig, key: jax.Array, h: dict = PAPER) -> dict:
 
     The embedding is normal with std 1/√D, norms are 1, every other weight is truncated normal
     with std 1/√fan_in. Head and queries are multiplied by `h["head_init"]` and `h["query_init"]`.
+    What the block of an intervention makes without `linear` and `norm`, or with an initializer of
+    its own, begins as it says.
 
     Draws are numbered by kind and shape, in the order in which these first occur. So two models of
     one seed agree only up to the first tensor that one of them lacks: with qk-layernorm and
     without, the attention's kernels are equal, those of MLP, embedding and head are not.
     """
     leaves, tree = jax.tree.flatten_with_path(nnx.to_pure_dict(_skeleton(config)[1]))
+    drawn_here = _drawn(config)
     # Tensors of one kind and shape are one draw, stacked: every draw is half a second of
     # compilation on a CPU.
     alike: dict[tuple, list[int]] = {}
     for i, (path, leaf) in enumerate(leaves):
-        alike.setdefault((path[-1].key, leaf.shape), []).append(i)
-    drawn: dict[int, jax.Array] = {}
+        if _names(path) in drawn_here:
+            alike.setdefault((path[-1].key, leaf.shape), []).append(i)
+    values: dict[int, jax.Array] = {}
     for n, ((kind, shape), members) in enumerate(alike.items()):
         key_of_draw = jax.random.fold_in(key, n)
         stack = INITIALIZERS[kind](key_of_draw, (len(members), *shape), jnp.float32)
-        drawn |= dict(zip(members, stack, strict=True))
-    params = jax.tree.unflatten(tree, [drawn[i] for i in range(len(leaves))])
+        values |= dict(zip(members, stack, strict=True))
+    if len(values) < len(leaves):
+        constructed = _constructed(config, jax.random.fold_in(key, len(alike)))
+        values = dict(enumerate(constructed)) | values
+    params = jax.tree.unflatten(tree, [values[i] for i in range(len(leaves))])
     params["head"]["kernel"] *= h["head_init"]
     for block in params.get("blocks", {}).values():
         block["attention"]["query"]["kernel"] *= h["query_init"]
@@ -393,9 +411,49 @@ def _merged(skeleton, params: dict) -> nnx.Module:
 
 @functools.cache
 def _skeleton(config: ModelConfig):
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))), nnx.Param)
+    return nnx.split(_shapes(config), nnx.Param)
 
 
 @functools.cache
 def _block_skeleton(config: ModelConfig):
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)).blocks[0]), nnx.Param)
+    return nnx.split(_shapes(config).blocks[0], nnx.Param)
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> Transformer:
+    transformer = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))
+    _check_is_all_parameters(transformer)
+    return transformer
+
+
+def _check_is_all_parameters(transformer: Transformer):
+    """Refuse what no step would carry on: the state of a batch norm, an array that is no Param."""
+    _, _, other = nnx.split(transformer, nnx.Param, ...)
+    held = {path: type(variable).__name__ for path, variable in nnx.to_flat_state(other)}
+    for path, module in nnx.iter_modules(transformer):
+        arrays = [name for name, value in vars(module).items() if isinstance(value, jax.Array)]
+        held |= {(*path, name): "plain array" for name in arrays}
+    for path, kind in held.items():
+        refuse("block", "/".join(map(str, path)), f"is a {kind}; a block may hold nnx.Param only")
+
+
+@functools.cache
+def _drawn(config: ModelConfig) -> set[tuple[str, ...]]:
+    """Where the weights are that `init` draws, as names: all of the paper's model."""
+    found: set[tuple[str, ...]] = {("embed", "embedding")}
+    for path, module in nnx.iter_modules(_shapes(config)):
+        if isinstance(module, (Linear, LayerNorm)) and module.drawn:
+            weight = "kernel" if isinstance(module, Linear) else "scale"
+            found.add((*map(str, path), weight))
+    return found
+
+
+def _names(path) -> tuple[str, ...]:
+    return tuple(str(part.key) for part in path)
+
+
+def _constructed(config: ModelConfig, key: jax.Array) -> list[jax.Array]:
+    """All weights as the constructors of the modules make them, in the order of `_skeleton`."""
+    state = nnx.split(Transformer(config, nnx.Rngs(key)), nnx.Param)[1]
+    leaves = jax.tree.leaves(nnx.to_pure_dict(state))
+    return [leaf.astype(jnp.float32) for leaf in leaves]

@@ -1,5 +1,6 @@
 import functools
 import importlib
+import itertools
 import json
 import os
 import re
@@ -355,6 +356,89 @@ def test_scanned_layers_agree_with_written_out_ones(it):
     np.testing.assert_allclose(plain[1]["loss"], scanned[1]["loss"], rtol=1e-5)
 
 
+def block_with(made: str) -> str:
+    """The text of a block that makes something of its own."""
+    return text_of(
+        f"""
+        def block(config, linear, norm):
+            class Own(model.Block):
+                def __init__(self):
+                    super().__init__(config, linear, norm)
+                    {made}
+            return Own()
+        """
+    )
+
+
+def initial(run, seed=0) -> dict:
+    return model.init(run.model, jax.random.key(seed))
+
+
+@pytest.mark.parametrize(
+    "made, where, value",
+    [
+        ("self.gain = nnx.Param(jnp.full(3, 0.1, 'bfloat16'))", ("gain",), jnp.bfloat16(0.1)),
+        ("self.last = norm(3, scale_init=nnx.initializers.zeros)", ("last", "scale"), 0),
+        ("self.mlp_out = linear(64, 16, kernel_init=nnx.initializers.zeros)", ("mlp_out",), 0),
+    ],
+)
+def test_a_parameter_of_a_blocks_own_begins_as_its_constructor_says(made, where, value):
+    own = initial(replace(BASE, intervention=block_with(made)))
+    base = initial(BASE)
+    for i, block in own["blocks"].items():
+        found = block
+        for name in where:
+            found = found[name]
+        for leaf in jax.tree.leaves(found):
+            assert leaf.dtype == jnp.float32
+            np.testing.assert_array_equal(leaf, jnp.full_like(leaf, value))
+        # What the paper's model has begins as the paper's does.
+        np.testing.assert_array_equal(
+            block["attention"]["query"]["kernel"], base["blocks"][i]["attention"]["query"]["kernel"]
+        )
+
+
+def test_random_parameters_of_a_blocks_own_differ_by_layer_and_seed():
+    made = 'self.gate = nnx.Linear(16, 16, rngs=linear.keywords["rngs"])'
+    run = replace(BASE, intervention=block_with(made))
+    gates = [
+        np.asarray(block["gate"]["kernel"])
+        for seed in (0, 1)
+        for block in initial(run, seed)["blocks"].values()
+    ]
+    assert len(gates) == 4
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(gates, 2))
+    again = initial(run)["blocks"]
+    assert all(
+        np.array_equal(a, b["gate"]["kernel"])
+        for a, b in zip(gates[:2], again.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "text, refused",
+    [
+        (block_with("self.gain = jnp.ones(3)"), "blocks/0/gain.*plain array.*nnx.Param only"),
+        (
+            block_with("self.bn = nnx.BatchNorm(3, rngs=nnx.Rngs(0))"),
+            "blocks/0/bn/mean.*is a BatchStat",
+        ),
+        (
+            block_with("self.drop = nnx.Dropout(0.1, rngs=nnx.Rngs(0))"),
+            "blocks/0/drop/rngs/count.*is a RngCount",
+        ),
+        (
+            text_of("def block(config, linear, norm): return nnx.Linear(2, 2, rngs=nnx.Rngs(0))"),
+            "Linear.*must be a subclass of model.Block",
+        ),
+    ],
+    ids=["plain array", "batch norm", "dropout", "no block"],
+)
+def test_a_block_that_a_step_could_not_carry_is_refused(text, refused):
+    with pytest.raises(UserError, match=refused):
+        initial(replace(BASE, intervention=text))
+
+
 # ------------------------------------------------------------------ verify
 
 
@@ -439,15 +523,14 @@ def test_bring_an_intervention_and_an_optimizer(tmp_path):
     """The page's examples in a file of one's own, elsewhere, at smoke scale."""
     page = (paths.root() / "docs/interventions.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    example, optimizer, another_optimizer, term_of_loss = blocks
-    definitions = [softcap_of(example), optimizer, another_optimizer, term_of_loss]
+    example, *definitions = blocks
+    definitions.insert(0, softcap_of(example))
     assert all(len(code_lines(text)) <= 12 for text in definitions)
     example = example.replace('study("laptop", {', 'study("smoke", {"sizes": [[8, 1]], ')
+    own_ones = "\n\n".join(definitions[1:])
     script = f"""{example}
-{optimizer}
-{another_optimizer}
-{term_of_loss}
-own = {{it.__name__: grid(it(none), axes) for it in (lion, muon, max_z_loss)}}
+{own_ones}
+own = {{it.__name__: grid(it(none), axes) for it in (lion, muon, max_z_loss, layer_scale)}}
 table, _ = report.collect(own, this)
 print(table.groupby("method")["loss"].count().to_dict())
 """
@@ -465,5 +548,5 @@ print(table.groupby("method")["loss"].count().to_dict())
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.count("changes the loss from step") == 1
-    assert "{'lion': 6, 'max_z_loss': 6, 'muon': 6}" in done.stdout
+    assert "{'layer_scale': 6, 'lion': 6, 'max_z_loss': 6, 'muon': 6}" in done.stdout
     assert (tmp_path / "figures/smoke-softcap/softcap.png").stat().st_size > 1000
