@@ -428,8 +428,8 @@ def _shapes(config: ModelConfig) -> Transformer:
 
 def _check_is_all_parameters(transformer: Transformer):
     """Refuse what no step would carry on: the state of a batch norm, an array that is no Param."""
-    _, _, other = nnx.split(transformer, nnx.Param, ...)
-    held = {path: type(variable).__name__ for path, variable in nnx.to_flat_state(other)}
+    state = nnx.to_flat_state(nnx.state(transformer))
+    held = {p: type(v).__name__ for p, v in state if not isinstance(v, nnx.Param)}
     for path, module in nnx.iter_modules(transformer):
         arrays = [name for name, value in vars(module).items() if isinstance(value, jax.Array)]
         held |= {(*path, name): "plain array" for name in arrays}
