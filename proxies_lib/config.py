@@ -76,6 +76,8 @@ def component(name: str, text: str) -> str:
     return text
 
 
+MAX_LOGGED_POINTS = 2**20  # of a run: what a record of a thousand curves can hold
+
 # ------------------------------------------------------------------ what a field may be
 
 
@@ -93,6 +95,9 @@ POSITIVE = Allowed("must be above 0", lambda value: value > 0)
 NOT_NEGATIVE = Allowed("must be 0 or more", lambda value: value >= 0)
 
 SOME_TEXT = Allowed("must be a text", lambda value: True)
+
+# The program counts steps in float32, which has every whole number up to 2²⁴.
+COUNTABLE = Allowed("must be from 1 to 16777216 (2²⁴)", lambda value: 1 <= value <= 2**24)
 
 BELOW_ONE = Allowed("must be in [0, 1)", lambda value: 0 <= value < 1)
 
@@ -232,7 +237,7 @@ class TrainConfig:
 class HyperParams:
     """Inputs of the compiled program: changing them compiles nothing. Defaults: P1, section 2.1."""
 
-    steps: int = knob(100_000, POSITIVE, "optimizer steps")
+    steps: int = knob(100_000, COUNTABLE, "optimizer steps")
     warmup_steps: int = knob(5_000, NOT_NEGATIVE, "of linear warm-up from 0 (P1, Fig. 5)")
     lr: float = knob(1e-2, POSITIVE, "peak learning rate η")
     min_lr: float = knob(1e-5, NOT_NEGATIVE, "absolute floor of the cosine, whatever η")
@@ -322,6 +327,9 @@ class Run:
         if self.hparams.steps % self.train.log_every:
             allowed = f"must be a multiple of log_every={self.train.log_every}"
             refuse("steps", self.hparams.steps, allowed)
+        if self.hparams.steps // self.train.log_every > MAX_LOGGED_POINTS:
+            allowed = f"must give at most {MAX_LOGGED_POINTS} points of {self.hparams.steps} steps"
+            refuse("log_every", self.train.log_every, allowed)
         if self.model.intervention or self.hparams.intervention_numbers:
             self._check_intervention()
 

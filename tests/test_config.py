@@ -108,6 +108,12 @@ def test_defaults_are_the_papers():
     assert run.tokens == 100_000 * 131_072
 
 
+def test_more_logged_points_than_a_record_holds_are_refused():
+    assert replace(Run(), steps=2**20, log_every=1)
+    with pytest.raises(UserError, match="log_every=1: must give at most 1048576 points of 2097152"):
+        replace(Run(), steps=2**21, log_every=1)
+
+
 def test_paper_sizes_have_the_papers_n():
     named = [2.4e6, 9.4e6, 19e6, 42e6, 85e6, 151e6, 302e6, 1.2e9, 4.8e9]
     for (d, layers), n in zip(protocol.scales()["paper"].sizes, named, strict=True):
@@ -125,6 +131,7 @@ def test_paper_sizes_have_the_papers_n():
         ("warmup_steps", 40, "below steps=40"),
         ("d_head", 6, "must divide d_model=8"),
         ("steps", 41, "multiple of"),
+        ("steps", 2**24 + 5, "from 1 to 16777216"),
         ("qk_norm", "yes", "one of none, per_head, whole, kappa"),
         ("b2", 1.0, "[0, 1)"),
         ("nosuch", 1, "unknown field"),

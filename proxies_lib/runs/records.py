@@ -31,7 +31,8 @@ TODAY = "today"  # it follows from configuration and fingerprint
 OTHER = "other"  # that cannot be told: of another version, so no run of today asks for it
 FALSE = "false"  # it does not follow
 
-ENTRY_BYTES = 2**28  # of an entry of a record, unpacked, at most: ten times the largest curves
+# Of an entry of a record, unpacked, at most: a thousand curves of `config.MAX_LOGGED_POINTS`.
+ENTRY_BYTES = 2**32
 
 FIRST_FIELDS = FIELDS.keys() - YOUNGER.keys()  # that every record has
 
