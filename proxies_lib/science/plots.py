@@ -433,7 +433,8 @@ def sensitivity_against_n(ax, sensitivity: pd.DataFrame):
     sizes = sensitivity["n_params"]
     methods = list(dict.fromkeys(sensitivity["method"]))
     dashes = dashes_of(methods)
-    spread = (sizes.max() / sizes.min()) ** 0.02  # of neighbors: 2 % of the axis
+    # Of neighbors: 2 % of the axis, which one size alone does not span.
+    spread = (sizes.max() / sizes.min() if sizes.nunique() > 1 else 10.0) ** 0.02
     for i, method in enumerate(methods):
         curve = sensitivity[sensitivity["method"] == method].sort_values("n_params")
         color, marker = style_of(method)
