@@ -135,8 +135,8 @@ in_window.pivot(index="method", columns="n_params", values="S").round(3)
 # more, and the losses lie on each other.
 #
 # **At `long`** the drift is the paper's. Without z-loss log² Z falls first, then rises to 9,700,
-# and the mean logit ends between −48 and −84; with z-loss they end at 66 and −12. The losses still
-# lie on each other.
+# and the mean logit ends between −48 and −84; with z-loss they end at 66 and −12. The losses
+# still lie on each other.
 
 # %%
 at_lr = analysis.where(table, method=["no decay, no z-loss", "no decay, z-loss"], lr=0.1)
