@@ -198,8 +198,8 @@ costs.count().to_frame("seeds").assign(**{"loss without − with z-loss, nats": 
 # **At `long`** they drift as in the paper, most of it in the second half, and z-loss holds them.
 # *When does drift become harm, and is it rounding?* At 6K parameters it does not become harm in
 # 100,000 steps. With a vocabulary of 1,024 log² Z reaches 3e5, as far as in a public re-run of the
-# paper at 3.6M parameters (3.9e5), and the loss does not suffer, neither in float32 nor with
-# bfloat16 throughout: the largest cost of leaving out z-loss is 0.04 nats [−0.08, 0.17]. Rounding
+# paper at 3.6M parameters (3.9e5), and no cost of leaving out z-loss can be told from zero, in
+# float32 or with bfloat16 throughout: the largest is 0.04 nats [−0.08, 0.17]. Rounding
 # the logits to bfloat16 makes it 0.01 [−0.04, 0.06] at LR 0.1. The checks hold this against
 # float32, where leaving out z-loss happens to lower the loss, so two of them end just at their
 # threshold, undecided. Computing in bfloat16 throughout even slows the drift, tenfold at the larger
