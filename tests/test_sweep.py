@@ -110,8 +110,9 @@ def workers_of(folder) -> list[str]:
 
 
 def test_a_worker_ends_with_its_parent_in_the_middle_of_a_run(tmp_path, smoke):
+    long_run = replace(smoke, steps=10_000_000, log_every=10)  # at most 2^20 logged points
     with processes.WorkerProcess(0, tmp_path) as worker:
-        worker.process.stdin.write(json.dumps(config.flat(replace(smoke, steps=10_000_000))) + "\n")
+        worker.process.stdin.write(json.dumps(config.flat(long_run)) + "\n")
         worker.process.stdin.flush()
         with pytest.raises(subprocess.TimeoutExpired):
             worker.process.wait(timeout=15)  # long enough to compile and be training
