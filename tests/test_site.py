@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import urllib.parse
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -110,6 +111,12 @@ def test_every_link_leads_to_a_file_and_an_anchor(site, read):
     assert checked > 5000
 
 
+def test_the_site_of_all_published_scales_is_below_25_mb(committed):
+    files = build.build(contents.gather(None, published=True))
+    assert sum(map(len, files.values())) < 25e6
+    assert all(len(files[name]) <= plan.MAX_CSV_BYTES for name in files if name.endswith(".csv"))
+
+
 def test_nothing_is_loaded_from_elsewhere(site, read):
     loads = [(name, load) for name, page in read.items() for load in page.loads]
     styles = [style for page in read.values() for style in page.styles]
@@ -149,7 +156,10 @@ def test_every_committed_figure_has_a_page_its_csv_and_its_picture(site, read):
     for path in COMMITTED:
         assert f"figures/{path.stem}.html" in read
         shown = site / "figures/smoke" / path.name
-        assert shown.read_bytes() == path.read_bytes()
+        packed = shown.with_name(f"{path.name}.zip")
+        assert packed.exists() == (path.stat().st_size > plan.MAX_CSV_BYTES) != shown.exists()
+        numbers = zipfile.ZipFile(packed).read(path.name) if packed.exists() else shown.read_bytes()
+        assert numbers == path.read_bytes()
         picture = path.with_suffix(".png").read_bytes()
         assert shown.with_suffix(".png").read_bytes() == pictures.in_palette(picture)
 

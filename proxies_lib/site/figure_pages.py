@@ -13,7 +13,6 @@ from proxies_lib.site.plan import (
     FIGURE_INDEX,
     Pages,
     Plan,
-    csv_of,
     in_turn,
     place_of_notebook,
     png_of,
@@ -52,6 +51,11 @@ class _File:
     place: str
     size: str
     pixels: tuple[int, int] | None = None  # of a picture
+
+    @property
+    def kind(self) -> str:
+        """As its name ends: png, csv or csv.zip."""
+        return self.place.rpartition("/")[2].partition(".")[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _part(plan: Plan, label: Label, figure: Figure) -> _Part:
         code=documents.code(told.code) if told else "",
         drawn=shapes.draw(frame),
         picture=_file(plan, png_of(label, figure)),
-        csv=_file(plan, csv_of(label, figure)),
+        csv=_file(plan, plan.numbers_of(label, figure)),
         runs=_runs(rows) if len(rows) else None,
         known=set(rows["key"]) if len(rows) else set(),
         no_runs=_why_no_runs(label, figure, frame),

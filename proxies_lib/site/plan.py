@@ -1,7 +1,9 @@
 """What is where in the site: the page of every claim, figure, notebook, document and source."""
 
 import functools
+import io
 import pathlib
+import zipfile
 
 from proxies_lib import paths
 from proxies_lib.runs import provenance
@@ -23,6 +25,8 @@ SOURCE_FILES = (
     *("proxies_lib/**/*.py", "notebooks/*.py", "benchmarks/*.py", "deploy/*"),
     *("LICENSE", "CITATION.cff", "Makefile", "pyproject.toml", "constraints.txt"),
 )
+
+MAX_CSV_BYTES = 50_000  # a csv of more is zipped, or the site would have more than 25 MB
 
 Pages = dict[str, str]  # text of a page by its place in the site
 
@@ -52,6 +56,11 @@ class Plan:
         path = label.executed().get(section) if section else None
         return None if path is None else f"papermill_runs/{label.name}/{path.stem}.html"
 
+    def numbers_of(self, label: Label, figure: Figure) -> str:
+        """The place of a figure's csv in the site, where it may be zipped."""
+        place = csv_of(label, figure)
+        return place if place in self.copies else f"{place}.zip"
+
     @functools.cached_property
     def places(self) -> links.Places:
         found = {name: page_of_document(name) for name in self.documents}
@@ -67,6 +76,7 @@ class Plan:
         found[f"papermill_runs/{label.name}"] = f"{NOTEBOOK_INDEX}#{label.name}"
         for figure in filter(label.has, self.figures):
             found[png_of(label, figure)] = f"{self.figure_page(figure.name)}#{label.name}"
+            found[csv_of(label, figure)] = self.numbers_of(label, figure)
         for section, path in label.executed().items():
             page = self.notebook_page(label, section)
             assert page is not None
@@ -77,11 +87,12 @@ class Plan:
 
     @functools.cached_property
     def copies(self) -> dict[str, bytes]:
-        """Files of the project that the site has under the same name."""
+        """Files of the project that the site has under the same name; a long csv is zipped."""
         copies = {}
         for label in self.contents.labels:
             for figure in filter(label.has, self.figures):
-                copies[csv_of(label, figure)] = label.numbers(figure)
+                place, content = _packed(csv_of(label, figure), label.numbers(figure))
+                copies[place] = content
                 picture = label.picture(figure)
                 if picture is not None:
                     copies[png_of(label, figure)] = picture
@@ -106,6 +117,18 @@ class Plan:
         files = [path for pattern in SOURCE_FILES for path in sorted(root.glob(pattern))]
         names = [path.relative_to(root).as_posix() for path in files if path.is_file()]
         return {name: (root / name).read_text("utf-8") for name in dict.fromkeys(names)}
+
+
+def _packed(place: str, content: bytes) -> tuple[str, bytes]:
+    """A file with its place in the site: as it is, or zipped where it is long."""
+    if len(content) <= MAX_CSV_BYTES:
+        return place, content
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        # Without the time of day: the same numbers are the same file.
+        entry = zipfile.ZipInfo(pathlib.PurePosixPath(place).name)
+        file.writestr(entry, content, zipfile.ZIP_DEFLATED, compresslevel=9)
+    return f"{place}.zip", packed.getvalue()
 
 
 def csv_of(label: Label, figure: Figure) -> str:
