@@ -1,4 +1,4 @@
-"""For the pages of the site: a browser, and the site of two labels, each once per module."""
+"""For the pages of the site: a browser, and the site of all scales, each once per module."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ SCREENSHOTS = ROOT / ".cache" / "screenshots"
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-LABELS = ("laptop", "night")  # two, so that verdicts move between them
+LABELS = ("laptop", "night", "long")  # all that are published: verdicts move between them
 
 
 @pytest.fixture(scope="module")
