@@ -314,10 +314,10 @@ report.summary(table, this)
 #
 # **Drawn.** Final loss for each peak learning rate at one size, a panel per intervention: green
 # with it, red without anything, blue with qk-layernorm. Dotted upright lines in the same colors are
-# the diverging learning rates, means over seeds.
+# the diverging learning rates, means over seeds; a curve of which no learning rate fails has none.
 #
 # **If an intervention helps,** its curve stays flat where the red one turns up, and its dotted line
-# lies to the right of the red one.
+# lies to the right of the red one, or is not there.
 #
 # **On the laptop** either cap moves the cliff to one and a half times the learning rate, QK-Clip to
 # twice, and with Muon to more than ten times. µ-centering and StableAdamW lie on the red curve.
@@ -325,8 +325,7 @@ report.summary(table, this)
 #
 # **At night** a cap of 10 moves the cliff to twice the learning rate, one of 50 to three and a half
 # times, Muon to one and a half. QK-Clip, with or without Muon, and whatever has qk-layernorm trains
-# at the top learning rate, 0.3: their dotted lines stand there as a bound. µ-centering and
-# StableAdamW lie on the red curve again.
+# at the top learning rate, 0.3. µ-centering and StableAdamW lie on the red curve again.
 
 # %%
 compared = analysis.where(table, method=list(arms))
@@ -335,7 +334,7 @@ in_bursts = {name: foretold.pop(name) for name in bursts if name in foretold}
 measured = score.measured(compared, curves, this, brackets=found.brackets)
 scores = score.score(compared, curves, this, predictions=foretold, brackets=found.brackets)
 loss = analysis.lr_curves(compared, report.CURVE)
-figure = plots.figure_ideas(loss, scores[["method", "diverging_lr"]], score.ANCHORS)
+figure = plots.figure_ideas(loss, scores, score.ANCHORS)
 report.save(figure, "fig_ideas", {"loss": loss}, compared, this)
 
 # %% [markdown]
@@ -344,7 +343,8 @@ report.save(figure, "fig_ideas", {"loss": loss}, compared, this)
 # **Drawn.** A row per arm, the first one without anything: LR sensitivity S, the diverging learning
 # rate, the best loss, and the largest attention logit of the training at the top learning rate, as
 # log₁₀ of q·k, before any cap. Points are seeds, with their mean and its 95 % interval; the dotted
-# line is the mean without anything.
+# line is the mean without anything. An open arrow at the top learning rate is a seed that trains
+# there, so that it diverges further right, if at all.
 #
 # **If an intervention helps,** its points of S lie left of the dotted line, those of the diverging
 # learning rate right of it.
@@ -356,8 +356,7 @@ report.save(figure, "fig_ideas", {"loss": loss}, compared, this)
 # **At night** S with QK-Clip is a fifth of that without anything. With Muon and the clip it is that
 # of qk-layernorm, and the best loss 0.06 nats lower. Peri-LN lowers S on top of qk-layernorm by
 # 0.02, and no longer the best loss. QK-Clip holds the logits below 100 at the top learning rate,
-# against our prediction: that rate is 0.3 here, and 1 on the laptop. Points of the diverging
-# learning rate at 0.3 are bounds.
+# against our prediction: that rate is 0.3 here, and 1 on the laptop.
 
 # %%
 quantities = {

@@ -172,6 +172,33 @@ def test_the_panel_of_s_says_over_which_learning_rates():
     assert title.startswith("S over the paper's LRs 0.001 – 0.3") and "without 0.0003" in title
 
 
+def markers(ax) -> list[str]:
+    return [line.get_marker() for line in ax.lines if len(line.get_xdata())]
+
+
+def test_a_bound_is_an_arrow_and_has_no_mean():
+    values = points(METHODS[:3]).assign(lr=0.1, other=1.0)
+    values["lr bound"] = ["", "", "≥", "≥", "", "≤"]
+    fig = plots.figure_dots(values, {n: (n, "linear") for n in ("lr", "other")}, METHODS[:3])
+    bounded, plain = map(markers, fig.axes)
+    assert (bounded.count(">"), bounded.count("<"), bounded.count("|")) == (1, 1, 1)
+    assert ">" not in plain and "<" not in plain and plain.count("|") == 3
+    assert any("open arrows: it lies beyond" in text for text in texts(fig))
+
+
+def test_an_idea_has_no_line_at_a_learning_rate_that_only_bounds_where_it_diverges():
+    arms = ["none", "qk-layernorm", "soft-cap 10", "QK-Clip"]
+    curves = lr_curves(arms, sizes=[98304])
+    lrs = pd.DataFrame({"method": arms, "diverging_lr": [0.06, 0.3, 0.12, 0.3]})
+    lrs["diverging_lr bound"] = ["", "≥", "", "≥"]
+    fig = plots.figure_ideas(curves, lrs, ("none", "qk-layernorm"))
+    upright = [
+        {x for line in ax.lines if len(set(line.get_xdata())) == 1 for x in line.get_xdata()}
+        for ax in fig.axes
+    ]
+    assert [{x for x in xs if x in (0.06, 0.12, 0.3)} for xs in upright] == [{0.06, 0.12}, {0.06}]
+
+
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """`published(y)` saves a figure of `y` and gives its png and csv."""

@@ -279,6 +279,20 @@ def test_a_chart_has_the_numbers_of_the_csv(committed):
     assert not drawn
 
 
+def test_a_bound_is_an_arrow_that_says_so_and_has_no_mean(committed):
+    label = contents.gather(["night"], published=True).labels[0]
+    drawing = shapes.draw(contents.frame_of(label, FIGURES["ideas.score"]))
+    (chart,) = [chart for chart in drawing.charts if chart.title.startswith("diverging")]
+    dots = {t["name"]: t for t in chart.traces if not t["meta"].get("quiet")}
+    means = {t["name"] for t in chart.traces if t["meta"].get("quiet")}
+    assert set(dots["qk-layernorm"]["marker"]["symbol"]) == {"triangle-right-open"}
+    assert all("≥ 0.3" in text for text in dots["qk-layernorm"]["text"])
+    assert isinstance(dots["none"]["marker"]["symbol"], str)
+    assert "none" in means and "qk-layernorm" not in means
+    rows = {row[0]: row for row in drawing.tables[0].rows}
+    assert rows["qk-layernorm"][2] == "≥ 0.3" and "[" in rows["none"][2]
+
+
 def test_a_diverged_run_is_marked_and_nothing_breaks_the_json():
     row = {"panel": "loss", "method": "with </script>", "n_params": 768, "lr": 0.1, "loss": 5.0}
     row |= {"low": 4.0, "high": 6.0, "init_loss": 6.0, "n": 2, "n_diverged": 1, "keys": "a b"}

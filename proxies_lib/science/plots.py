@@ -147,6 +147,7 @@ WIDTH = 8.3
 NOTE, TICK, LABEL, TITLE = 8.5, 9.5, 9.5, 10.0
 
 GRAY = "0.4"
+ARROWS = {"≥": ">", "≤": "<"}  # the marker of a value of which only this bound is known
 
 sns.set_theme(
     "paper",
@@ -560,14 +561,15 @@ def figure_ideas(
     """LR→loss of one size, a panel per intervention, each beside the same `anchors`.
 
     `diverging` has a row per method with the geometric mean of its `diverging_lr`, a dotted upright
-    line; nan where it is not known.
+    line. There is none where it is nan, or where `diverging_lr bound` says that it lies beyond.
     """
     own = "the intervention"
     methods = [method for method in dict.fromkeys(curves["method"]) if method not in anchors]
     rows = -(-len(methods) // columns_of(len(methods)))
     fig = new_figure(1.2 + 2.4 * rows)
     axes = side_by_side(fig, len(methods))
-    lrs = diverging.set_index("method")["diverging_lr"]
+    known = diverging["diverging_lr"].where(diverging["diverging_lr bound"] == "")
+    lrs = dict(zip(diverging["method"], known, strict=True))
     for ax, method in zip(axes, methods, strict=True):
         shown_here = curves[curves["method"].isin([*anchors, method])]
         loss_against_lr(ax, shown_here.replace({"method": {method: own}}), by="method")
@@ -580,7 +582,7 @@ def figure_ideas(
     note(
         fig,
         f"Mean of {seeds(curves)}; band: least to largest seed; dotted upright: the diverging "
-        f"LR{crosses(curves)}",
+        f"LR, where the curve has one{crosses(curves)}",
     )
     return fig
 
@@ -903,7 +905,9 @@ def figure_histograms(histograms: pd.DataFrame, titles: dict) -> plt.Figure:
 def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Figure:
     """Figs P2.remedies and P2.formats: a panel per quantity (column → label, axis scale).
 
-    A line per method: the seeds, their mean and its interval; dotted, the mean of the first.
+    A line per method: the seeds, their mean and its interval; dotted, the mean of the first. Where
+    a column "<quantity> bound" says of a seed that its value is only a bound, ≥ or ≤, an open arrow
+    points to where the value lies, and no mean is drawn.
     """
     columns = columns_of(len(quantities))
     rows = -(-len(quantities) // columns)
@@ -913,12 +917,17 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
         for y, method in enumerate(methods):
             color, marker = style_of(method)
             of_seeds = values.loc[values["method"] == method, name].to_numpy(float)
-            mean, lo, hi = analysis.interval(of_seeds)
-            ax.plot(of_seeds, np.full(len(of_seeds), y), marker, ms=5, color=color, alpha=0.6)
-            ax.plot([lo, hi], [y, y], "-", lw=1.2, color=color)
-            ax.plot(mean, y, "|", ms=14, mew=2, color=color)
-        first = values.loc[values["method"] == methods[0], name].mean()
-        ax.axvline(first, color=GRAY, ls=":", lw=1)
+            bounds = _bounds(values, name)[values["method"] == method].to_numpy()
+            for bound, sign in {"": marker, **ARROWS}.items():
+                at = of_seeds[bounds == bound]
+                filled = {"alpha": 0.6} if bound == "" else {"mfc": "none"}
+                ax.plot(at, np.full(len(at), y), sign, ms=5, color=color, **filled)
+            if (bounds == "").all():
+                mean, lo, hi = analysis.interval(of_seeds)
+                ax.plot([lo, hi], [y, y], "-", lw=1.2, color=color)
+                ax.plot(mean, y, "|", ms=14, mew=2, color=color)
+                if method == methods[0]:
+                    ax.axvline(mean, color=GRAY, ls=":", lw=1)
         ax.set(xlabel=wrapped(label), xscale=scale, yticks=range(len(methods)))
         if scale == "linear":
             ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -927,9 +936,16 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
     axes[0].set_yticklabels(map(shown, methods))
     axes[0].margins(y=max(0.05, 0.3 / len(methods)))  # a whole marker at the first and last line
     axes[0].invert_yaxis()
+    bounded = any(_bounds(values, name).isin(list(ARROWS)).any() for name in quantities)
+    arrows = "; open arrows: it lies beyond" if bounded else ""
     note(
         fig,
-        f"Points: {seeds(values)}; upright: their mean; line: its 95 % interval; dotted: the mean "
-        f"of “{shown(methods[0])}”.",
+        f"Points: {seeds(values)}{arrows}; upright: their mean; line: its 95 % interval; dotted: "
+        f"the mean of “{shown(methods[0])}”.",
     )
     return fig
+
+
+def _bounds(values: pd.DataFrame, name: str) -> pd.Series:
+    """Of each row "≥" or "≤" where its value of a quantity is a bound, else ""."""
+    return values.get(f"{name} bound", pd.Series("", values.index))

@@ -455,16 +455,24 @@ def _moments(bars: pd.DataFrame) -> list:
 
 def _scores(frame: pd.DataFrame) -> Drawing:
     """What each intervention does, a value per seed: as `_dots`, but runs are not named."""
-    shown = frame.loc[frame["panel"] == "seeds", ["method", "seed", *SCORES]]
-    return _dots(shown.assign(key=""))
+    seeds = frame[frame["panel"] == "seeds"]
+    bounds = [f"{name} bound" for name in SCORES if f"{name} bound" in frame]
+    shown = seeds[["method", "seed", *SCORES, *bounds]]
+    return _dots(shown.fillna(dict.fromkeys(bounds, "")).assign(key=""))
 
 
 SCORES = ["S", "diverging_lr", "best_loss", "log10_logit_before"]  # as section 11 draws them
 
 
 def _dots(frame: pd.DataFrame) -> Drawing:
-    """A panel per quantity, a row per method: the seeds, and their mean with its interval."""
-    quantities = [column for column in frame if column not in _DESCRIBING]
+    """A panel per quantity, a row per method: the seeds, and their mean with its interval.
+
+    Where a column "<quantity> bound" says that a seed's value is only a bound, an arrow points to
+    where the value lies, and there is no mean.
+    """
+    quantities = [
+        column for column in frame if column not in _DESCRIBING and not column.endswith(" bound")
+    ]
     methods = in_order(frame["method"])
     shown = [plots.shown(method) for method in methods]
     charts = []
@@ -479,17 +487,34 @@ def _dots(frame: pd.DataFrame) -> Drawing:
         charts.append(Chart(words(quantity), traces, layout))
     tables = [_dot_table(frame, quantities), _run_table(frame, ["method"], quantities)]
     note = "Points: seeds. Line: the 95 % interval of their mean."
+    if any((_bounds(frame, quantity) != "").any() for quantity in quantities):
+        note += " Arrow: a seed whose value lies beyond."
     return Drawing(charts, {"arm": arms(methods)}, tables, note)
+
+
+def _bounds(runs: pd.DataFrame, quantity: str) -> pd.Series:
+    """Of each row "≥" or "≤" where its value of a quantity is a bound, else ""."""
+    return runs.get(f"{quantity} bound", pd.Series("", runs.index))
+
+
+def _bounded(bound: str, value: float) -> str:
+    return f"{bound} {short(value)}".strip()
 
 
 def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
     name, pair = plots.shown(method), colors.of_method(method)
     facets, row = {"arm": name}, f"{name}<br>{words(quantity)}"
+    bounds = _bounds(runs, quantity)
     texts = [
-        f"<b>{row}</b>, seed {seed}: {value:.4g}{run_lines(key)}"
-        for seed, value, key in zip(runs["seed"], runs[quantity], runs["key"], strict=True)
+        f"<b>{row}</b>, seed {seed}: {_bounded(bound, value)}{run_lines(key)}"
+        for seed, bound, value, key in zip(
+            runs["seed"], bounds, runs[quantity], runs["key"], strict=True
+        )
     ]
-    mean, lo, hi = analysis.interval(runs[quantity].dropna())
+    marker = _marker(method, 7)
+    if (bounds != "").any():
+        arrows = {"": marker["symbol"], "≥": "triangle-right-open", "≤": "triangle-left-open"}
+        marker = {**marker, "symbol": [arrows[bound] for bound in bounds]}
     dots = trace(
         name,
         runs[quantity],
@@ -500,9 +525,12 @@ def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
         text=texts,
         customdata=list(runs["key"]),
         hovertemplate="%{text}<extra></extra>",
-        marker=_marker(method, 7),
+        marker=marker,
         opacity=0.7,
     )
+    if (bounds != "").any():
+        return [dots]
+    mean, lo, hi = analysis.interval(runs[quantity].dropna())
     shown = f"<b>{row}</b><br>mean {mean:.4g} [{lo:.4g}, {hi:.4g}]<extra></extra>"
     bar = {"mode": "lines+markers", "marker": {"symbol": "line-ns-open", "size": 12}}
     about = {"hovertemplate": shown, "meta": {"quiet": True}, **bar}
@@ -512,9 +540,18 @@ def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
 def _dot_table(frame: pd.DataFrame, quantities: list[str]) -> Table:
     rows = []
     for method, runs in frame.groupby("method", sort=False):
-        cells = [_mean_and_interval(runs[quantity]) for quantity in quantities]
+        cells = [_mean_or_bounds(runs, quantity) for quantity in quantities]
         rows.append([plots.shown(method), *cells, str(len(runs))])
     return Table("Mean and 95 % interval", ["arm", *map(words, quantities), "seeds"], rows)
+
+
+def _mean_or_bounds(runs: pd.DataFrame, quantity: str) -> str:
+    """The mean with its interval; where a seed's value is only a bound, each seed's."""
+    bounds = _bounds(runs, quantity)
+    if (bounds == "").all():
+        return _mean_and_interval(runs[quantity])
+    texts = [_bounded(bound, x) for bound, x in zip(bounds, runs[quantity], strict=True)]
+    return ", ".join(in_order(texts))
 
 
 def _mean_and_interval(values: pd.Series) -> str:
