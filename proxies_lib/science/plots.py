@@ -926,8 +926,9 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
                 mean, lo, hi = analysis.interval(of_seeds)
                 ax.plot([lo, hi], [y, y], "-", lw=1.2, color=color)
                 ax.plot(mean, y, "|", ms=14, mew=2, color=color)
-                if method == methods[0]:
-                    ax.axvline(mean, color=GRAY, ls=":", lw=1)
+        of_first = values[values["method"] == methods[0]]
+        if (_bounds(of_first, name) == "").all():
+            ax.axvline(of_first[name].mean(), color=GRAY, ls=":", lw=1)
         ax.set(xlabel=wrapped(label), xscale=scale, yticks=range(len(methods)))
         if scale == "linear":
             ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
