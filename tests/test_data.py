@@ -154,6 +154,37 @@ def test_documents_are_packed_with_eos_and_held_out_ones_never_trained_on(text_s
     assert texts["validation"] and not set(texts["train"]) & set(texts["validation"])
 
 
+@pytest.mark.parametrize("between", ["\n", " "])
+def test_of_one_document_the_end_is_held_out(tmp_path, between):
+    """A book in one file: no form feed parts it, and it has lines or not."""
+    lines = [f"{i} bottles of beer on the wall" for i in range(400)]
+    (tmp_path / "book.txt").write_text(between.join(lines))
+    said = []
+    d = datasets.prepare(
+        "text",
+        name="book",
+        path=[str(tmp_path / "book.txt")],
+        vocab_size=60,
+        say=said.append,
+    )
+    assert any("of the only document the last 5% are held out" in line for line in said)
+    manifest = json.loads((pathlib.Path(d.path) / "manifest.json").read_text())
+    counts = {split: manifest[split]["bytes"] for split in prepared.SPLITS}
+    assert counts["validation"] == pytest.approx(0.05 * sum(counts.values()), rel=0.1)
+    cut = datasets._cut((tmp_path / "book.txt").read_text())
+    if between == "\n":
+        assert cut["train"][0].split("\n") + cut["validation"][0].split("\n") == lines
+    assert datasets._cut("x") == {"train": [], "validation": ["x"]}
+
+
+def test_where_the_hash_holds_out_all_or_none_the_last_document_is(tmp_path, monkeypatch):
+    (tmp_path / "two.txt").write_text("\f".join(stories(2)))
+    for held in (True, False):
+        monkeypatch.setattr(datasets, "held_out", lambda text, held=held: held)
+        texts = datasets._texts("text", [str(tmp_path / "two.txt")], None, None, print)
+        assert texts == {"train": stories(2)[:1], "validation": stories(2)[1:]}
+
+
 def test_plain_gz_and_xz_files_give_the_same_dataset(tmp_path):
     content = "\f".join(stories(30)).encode()
     (tmp_path / "x.txt").write_bytes(content)

@@ -156,10 +156,10 @@ def prepare(
     """Tokenize and pack `source` into the cache, atomically, as dataset `name`; returns it.
 
     `path`: files or globs (text), or one folder or URL prefix (c4). `validation`: files of
-    held-out documents (text; else HELD_OUT of the documents are held out). `tokenizer`: a
-    SentencePiece model; else one of `vocab_size` pieces (1024) is trained on the training
-    documents. Raises UserError where there is nothing to read or to hold out, and where the
-    name's folder is not a dataset's: nothing else is ever replaced.
+    held-out documents (text; else HELD_OUT of the documents are held out, or of the only one).
+    `tokenizer`: a SentencePiece model; else one of `vocab_size` pieces (1024) is trained on the
+    training documents. Raises UserError where there is nothing to read or to hold out, and where
+    the name's folder is not a dataset's: nothing else is ever replaced.
     """
     given: dict[str, Any] = {"name": name, "path": path, "validation": validation}
     given |= {"tokenizer": tokenizer, "vocab_size": vocab_size, "shards": shards}
@@ -264,13 +264,24 @@ def _texts(source, path, validation, shards, say) -> Mapping[str, Iterable[str]]
         for pattern in validation:
             held |= dict.fromkeys(_held_out_texts(pattern, say))
         return _apart(texts, held, path, say)
+    if len(texts) == 1:
+        say(f"text: of the only document the last {HELD_OUT:.0%} are held out")
+        return _cut(texts[0])
     kept = {
         "train": [text for text in texts if not held_out(text)],
         "validation": [text for text in texts if held_out(text)],
     }
-    if len(texts) > 1 and not kept["validation"]:  # few documents: the last one is held out
+    if texts and not all(kept.values()):  # few documents: the last one is held out
         kept = {"train": texts[:-1], "validation": texts[-1:]}
     return kept
+
+
+def _cut(text: str) -> dict[str, list[str]]:
+    """Both splits from one text: its end is validation, from a line on where it has lines."""
+    at = int(len(text) * (1 - HELD_OUT))
+    at = text.rfind("\n", 1, at) + 1 or at
+    parts = {"train": text[:at], "validation": text[at:]}
+    return {split: [part.strip("\n")] if part.strip() else [] for split, part in parts.items()}
 
 
 def _distinct(documents: Iterable[tuple[str, str]], say) -> list[str]:
