@@ -252,3 +252,21 @@ def test_the_pages_need_something_published_and_a_scale_that_has_a_column(projec
         pages.write_scoreboard()
     assert cli.main(["claims", "--pages", "--scale", "smoke"]) == 2
     assert "--pages writes laptop, night, long" in capsys.readouterr().err
+
+
+def test_the_page_of_the_night_tells_which_verdicts_held_again_on_other_seeds():
+    page = (ROOT / "docs/night.md").read_text("utf-8")
+    part = page.partition("## Again")[2].partition("## Predictions")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
+    told = {row[0]: row[4] for row in rows if len(row) == 5 and row[0] in column("night").index}
+    night, again = column("night"), column("night-again")
+    of_figures = night[night["figure"].isin(["1", "3", "5", "8"])]
+    assert set(told) == set(of_figures.index[of_figures["verdict"] == claims.HOLDS])
+    for claim, cell in told.items():
+        known = claim in again.index
+        assert cell == (f"{again.verdict[claim]}, {again.effect[claim]:.3g}" if known else "–")
+
+
+def column(label: str) -> pd.DataFrame:
+    table = pd.read_csv(ROOT / f"papermill_runs/{label}/claims.csv", dtype={"figure": str})
+    return table.set_index("claim")
