@@ -903,7 +903,7 @@ def figure_histograms(histograms: pd.DataFrame, titles: dict) -> plt.Figure:
 
 
 def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Figure:
-    """Figs P2.remedies and P2.formats: a panel per quantity (column → label, axis scale).
+    """Figs P2.remedies, P2.formats, ideas.score: a panel per quantity (column → label, axis scale).
 
     A line per method: the seeds, their mean and its interval; dotted, the mean of the first. Where
     a column "<quantity> bound" says of a seed that its value is only a bound, ≥ or ≤, an open arrow
@@ -917,7 +917,7 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
         for y, method in enumerate(methods):
             color, marker = style_of(method)
             of_seeds = values.loc[values["method"] == method, name].to_numpy(float)
-            bounds = _bounds(values, name)[values["method"] == method].to_numpy()
+            bounds = bounds_of(values, name)[values["method"] == method].to_numpy()
             for bound, sign in {"": marker, **ARROWS}.items():
                 at = of_seeds[bounds == bound]
                 filled = {"alpha": 0.6} if bound == "" else {"mfc": "none"}
@@ -927,7 +927,7 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
                 ax.plot([lo, hi], [y, y], "-", lw=1.2, color=color)
                 ax.plot(mean, y, "|", ms=14, mew=2, color=color)
         of_first = values[values["method"] == methods[0]]
-        if (_bounds(of_first, name) == "").all():
+        if (bounds_of(of_first, name) == "").all():
             ax.axvline(of_first[name].mean(), color=GRAY, ls=":", lw=1)
         ax.set(xlabel=wrapped(label), xscale=scale, yticks=range(len(methods)))
         if scale == "linear":
@@ -937,7 +937,7 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
     axes[0].set_yticklabels(map(shown, methods))
     axes[0].margins(y=max(0.05, 0.3 / len(methods)))  # a whole marker at the first and last line
     axes[0].invert_yaxis()
-    bounded = any(_bounds(values, name).isin(list(ARROWS)).any() for name in quantities)
+    bounded = any(bounds_of(values, name).isin(list(ARROWS)).any() for name in quantities)
     arrows = "; open arrows: it lies beyond" if bounded else ""
     note(
         fig,
@@ -947,6 +947,6 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
     return fig
 
 
-def _bounds(values: pd.DataFrame, name: str) -> pd.Series:
+def bounds_of(values: pd.DataFrame, name: str) -> pd.Series:
     """Of each row "≥" or "≤" where its value of a quantity is a bound, else ""."""
     return values.get(f"{name} bound", pd.Series("", values.index))

@@ -487,14 +487,9 @@ def _dots(frame: pd.DataFrame) -> Drawing:
         charts.append(Chart(words(quantity), traces, layout))
     tables = [_dot_table(frame, quantities), _run_table(frame, ["method"], quantities)]
     note = "Points: seeds. Line: the 95 % interval of their mean."
-    if any((_bounds(frame, quantity) != "").any() for quantity in quantities):
+    if any((plots.bounds_of(frame, quantity) != "").any() for quantity in quantities):
         note += " Arrow: a seed whose value lies beyond."
     return Drawing(charts, {"arm": arms(methods)}, tables, note)
-
-
-def _bounds(runs: pd.DataFrame, quantity: str) -> pd.Series:
-    """Of each row "≥" or "≤" where its value of a quantity is a bound, else ""."""
-    return runs.get(f"{quantity} bound", pd.Series("", runs.index))
 
 
 def _bounded(bound: str, value: float) -> str:
@@ -504,7 +499,7 @@ def _bounded(bound: str, value: float) -> str:
 def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
     name, pair = plots.shown(method), colors.of_method(method)
     facets, row = {"arm": name}, f"{name}<br>{words(quantity)}"
-    bounds = _bounds(runs, quantity)
+    bounds = plots.bounds_of(runs, quantity)
     texts = [
         f"<b>{row}</b>, seed {seed}: {_bounded(bound, value)}{run_lines(key)}"
         for seed, bound, value, key in zip(
@@ -547,7 +542,7 @@ def _dot_table(frame: pd.DataFrame, quantities: list[str]) -> Table:
 
 def _mean_or_bounds(runs: pd.DataFrame, quantity: str) -> str:
     """The mean with its interval; where a seed's value is only a bound, each seed's."""
-    bounds = _bounds(runs, quantity)
+    bounds = plots.bounds_of(runs, quantity)
     if (bounds == "").all():
         return _mean_and_interval(runs[quantity])
     texts = [_bounded(bound, x) for bound, x in zip(bounds, runs[quantity], strict=True)]
