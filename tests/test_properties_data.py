@@ -178,6 +178,9 @@ def test_every_document_is_in_one_split_once_and_held_out_ones_are_never_trained
         assert not split_into_documents(held) or set(kept) <= set(split_into_documents(held))
         return
     train, validation = split["train"], split["validation"]
+    if held is None and len(set(kept)) == 1:  # the end of the only one is held out
+        assert "".join("".join(train + validation).split()) == "".join(kept[0].split())
+        return
     assert not set(train) & set(validation)
     assert len(train) == len(set(train)) and len(validation) == len(set(validation))
     if held is None:
@@ -208,8 +211,10 @@ def test_what_is_packed_is_the_text_with_its_ends(texts, world, model):
         assert manifest[split]["unknown"] == np.count_nonzero(ids == spm.unk_id())
         parts = np.split(ids, np.flatnonzero(ids == spm.eos_id()) + 1)[:-1]
         documents += [spm.decode(part.tolist()) for part in parts]
-    expected = {spm.decode(spm.encode(text)) for text in split_into_documents(texts)}
-    assert set(documents) == expected
+    kept = split_into_documents(texts)
+    if len(set(kept)) == 1:
+        kept = sum(datasets._cut(kept[0]).values(), [])
+    assert set(documents) == {spm.decode(spm.encode(text)) for text in kept}
 
 
 @cases(100)
