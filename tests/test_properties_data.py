@@ -179,6 +179,7 @@ def test_every_document_is_in_one_split_once_and_held_out_ones_are_never_trained
         return
     train, validation = split["train"], split["validation"]
     if held is None and len(set(kept)) == 1:  # the end of the only one is held out
+        assert len(train) <= 1 and len(validation) <= 1
         assert "".join("".join(train + validation).split()) == "".join(kept[0].split())
         return
     assert not set(train) & set(validation)

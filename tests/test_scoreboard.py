@@ -255,18 +255,18 @@ def test_the_pages_need_something_published_and_a_scale_that_has_a_column(projec
 
 
 def test_the_page_of_the_night_tells_which_verdicts_held_again_on_other_seeds():
+    night, again = (
+        pd.read_csv(ROOT / f"papermill_runs/{label}/claims.csv", dtype={"figure": str}).set_index(
+            "claim"
+        )
+        for label in ("night", "night-again")
+    )
     page = (ROOT / "docs/night.md").read_text("utf-8")
     part = page.partition("## Again")[2].partition("## Predictions")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
-    told = {row[0]: row[4] for row in rows if len(row) == 5 and row[0] in column("night").index}
-    night, again = column("night"), column("night-again")
-    of_figures = night[night["figure"].isin(["1", "3", "5", "8"])]
-    assert set(told) == set(of_figures.index[of_figures["verdict"] == claims.HOLDS])
+    told = {row[0]: row[4] for row in rows if len(row) == 5 and row[0] in night.index}
+    counted = night["figure"].isin(["1", "3", "5", "8"]) & (night["verdict"] == claims.HOLDS)
+    assert set(told) == set(night.index[counted])
     for claim, cell in told.items():
         known = claim in again.index
         assert cell == (f"{again.verdict[claim]}, {again.effect[claim]:.3g}" if known else "–")
-
-
-def column(label: str) -> pd.DataFrame:
-    table = pd.read_csv(ROOT / f"papermill_runs/{label}/claims.csv", dtype={"figure": str})
-    return table.set_index("claim")

@@ -264,16 +264,16 @@ def _texts(source, path, validation, shards, say) -> Mapping[str, Iterable[str]]
         for pattern in validation:
             held |= dict.fromkeys(_held_out_texts(pattern, say))
         return _apart(texts, held, path, say)
-    if len(texts) == 1:
-        say(f"text: of the only document the last {HELD_OUT:.0%} are held out")
-        return _cut(texts[0])
     kept = {
         "train": [text for text in texts if not held_out(text)],
         "validation": [text for text in texts if held_out(text)],
     }
-    if texts and not all(kept.values()):  # few documents: the last one is held out
-        kept = {"train": texts[:-1], "validation": texts[-1:]}
-    return kept
+    if all(kept.values()) or not texts:
+        return kept
+    if len(texts) > 1:  # few documents: the last one is held out
+        return {"train": texts[:-1], "validation": texts[-1:]}
+    say(f"text: of the only document the last {HELD_OUT:.0%} are held out")
+    return _cut(texts[0])
 
 
 def _cut(text: str) -> dict[str, list[str]]:

@@ -903,32 +903,26 @@ def figure_histograms(histograms: pd.DataFrame, titles: dict) -> plt.Figure:
 
 
 def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Figure:
-    """Figs P2.remedies, P2.formats, ideas.score: a panel per quantity (column → label, axis scale).
+    """Figures P2.remedies, P2.formats, ideas.score: a panel per quantity.
 
-    A line per method: the seeds, their mean and its interval; dotted, the mean of the first. Where
-    a column "<quantity> bound" says of a seed that its value is only a bound, ≥ or ≤, an open arrow
-    points to where the value lies, and no mean is drawn.
+    `quantities` maps a column to its label and axis scale. A line per method: the seeds, their mean
+    and its interval; dotted, the mean of the first. Where a column "<quantity> bound" says of a
+    seed that its value is only a bound, an open arrow points to where the value lies, and no mean
+    is drawn.
     """
     columns = columns_of(len(quantities))
     rows = -(-len(quantities) // columns)
     fig = new_figure(0.6 + (0.8 + 0.26 * len(methods)) * rows)
     axes = side_by_side(fig, len(quantities))
     for ax, (name, (label, scale)) in zip(axes, quantities.items(), strict=True):
+        bounds = bounds_of(values, name)
         for y, method in enumerate(methods):
-            color, marker = style_of(method)
-            of_seeds = values.loc[values["method"] == method, name].to_numpy(float)
-            bounds = bounds_of(values, name)[values["method"] == method].to_numpy()
-            for bound, sign in {"": marker, **ARROWS}.items():
-                at = of_seeds[bounds == bound]
-                filled = {"alpha": 0.6} if bound == "" else {"mfc": "none"}
-                ax.plot(at, np.full(len(at), y), sign, ms=5, color=color, **filled)
-            if (bounds == "").all():
-                mean, lo, hi = analysis.interval(of_seeds)
-                ax.plot([lo, hi], [y, y], "-", lw=1.2, color=color)
-                ax.plot(mean, y, "|", ms=14, mew=2, color=color)
-        of_first = values[values["method"] == methods[0]]
-        if (bounds_of(of_first, name) == "").all():
-            ax.axvline(of_first[name].mean(), color=GRAY, ls=":", lw=1)
+            of_method = values["method"] == method
+            of_seeds = values.loc[of_method, name].to_numpy(float)
+            _dots(ax, y, method, of_seeds, bounds[of_method].to_numpy())
+        of_first = values["method"] == methods[0]
+        if (bounds[of_first] == "").all():
+            ax.axvline(values.loc[of_first, name].mean(), color=GRAY, ls=":", lw=1)
         ax.set(xlabel=wrapped(label), xscale=scale, yticks=range(len(methods)))
         if scale == "linear":
             ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -945,6 +939,20 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
         f"the mean of “{shown(methods[0])}”.",
     )
     return fig
+
+
+def _dots(ax, y: int, method: str, of_seeds: np.ndarray, bounds: np.ndarray):
+    """A line of `figure_dots`: the seeds, and their mean where none of them is a bound."""
+    color, marker = style_of(method)
+    known = of_seeds[bounds == ""]
+    ax.plot(known, np.full(len(known), y), marker, ms=5, color=color, alpha=0.6)
+    for bound, arrow in ARROWS.items():
+        at = of_seeds[bounds == bound]
+        ax.plot(at, np.full(len(at), y), arrow, ms=5, color=color, mfc="none")
+    if len(known) == len(of_seeds):
+        mean, lo, hi = analysis.interval(of_seeds)
+        ax.plot([lo, hi], [y, y], "-", lw=1.2, color=color)
+        ax.plot(mean, y, "|", ms=14, mew=2, color=color)
 
 
 def bounds_of(values: pd.DataFrame, name: str) -> pd.Series:

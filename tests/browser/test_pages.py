@@ -119,7 +119,7 @@ def test_the_scoreboard_shows_how_verdicts_move(visit):
     page.get_by_label("only those that move").check()
     moving = rows_shown(page)
     assert 0 < len(moving) < 101
-    assert page.locator(".board tbody tr:visible:has(.moved)").count() == len(moving)
+    assert page.locator(".board tbody tr:visible:has(.moved:visible)").count() == len(moving)
     assert all("→" in move for move in page.locator(".moved:visible").all_inner_texts())
     page.get_by_label(LABELS[0], exact=True).check()
     assert rows_shown(page) == moving  # from the first scale to any other
