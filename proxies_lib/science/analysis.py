@@ -21,6 +21,8 @@ LATE = 0.05  # of the logged points, at the end of training; P1 averages its las
 
 CONFIDENCE = 0.95
 
+AT_LEAST, AT_MOST = "≥", "≤"  # of a quantity, say a diverging LR, that is only known this far
+
 
 def with_loss(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with `loss` = min(ℓ, ℓ0); a diverged run counts as ℓ0 (P1, section 2.2)."""

@@ -147,7 +147,8 @@ WIDTH = 8.3
 NOTE, TICK, LABEL, TITLE = 8.5, 9.5, 9.5, 10.0
 
 GRAY = "0.4"
-ARROWS = {"≥": ">", "≤": "<"}  # the marker of a value of which only this bound is known
+# The marker of a value of which only this bound is known.
+ARROWS = {analysis.AT_LEAST: ">", analysis.AT_MOST: "<"}
 
 sns.set_theme(
     "paper",
@@ -956,5 +957,5 @@ def _dots(ax, y: int, method: str, of_seeds: np.ndarray, bounds: np.ndarray):
 
 
 def bounds_of(values: pd.DataFrame, name: str) -> pd.Series:
-    """Of each row "≥" or "≤" where its value of a quantity is a bound, else ""."""
+    """Of each row AT_LEAST or AT_MOST where its value of a quantity is a bound, else ""."""
     return values.get(f"{name} bound", pd.Series("", values.index))

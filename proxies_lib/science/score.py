@@ -31,7 +31,7 @@ import pandas as pd
 
 from proxies_lib.config import Run, UserError, digest, recipe, refuse
 from proxies_lib.science import analysis, bisection, outputs, report
-from proxies_lib.science.analysis import where
+from proxies_lib.science.analysis import AT_LEAST, AT_MOST, where
 from proxies_lib.science.claims import check
 from proxies_lib.science.figures import FIGURES
 from proxies_lib.science.protocol import Study
@@ -60,8 +60,7 @@ SHAPE = [
     *("batch_size", "steps", "compute_dtype", "device", "commit"),
 ]
 
-# A diverging LR that is only known to be at least, or at most, its number; UNKNOWN: neither.
-AT_LEAST, AT_MOST, UNKNOWN = "≥", "≤", "?"
+UNKNOWN = "?"  # beside the bounds AT_LEAST and AT_MOST: of a mean or a ratio of both kinds
 
 OPPOSITE = {"": "", AT_LEAST: AT_MOST, AT_MOST: AT_LEAST, UNKNOWN: UNKNOWN}
 

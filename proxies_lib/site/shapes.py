@@ -463,6 +463,12 @@ def _scores(frame: pd.DataFrame) -> Drawing:
 
 SCORES = ["S", "diverging_lr", "best_loss", "log10_logit_before"]  # as section 11 draws them
 
+# The marker of a value of which only this bound is known.
+ARROWS = {
+    analysis.AT_LEAST: "triangle-right-open",
+    analysis.AT_MOST: "triangle-left-open",
+}
+
 
 def _dots(frame: pd.DataFrame) -> Drawing:
     """A panel per quantity, a row per method: the seeds, and their mean with its interval.
@@ -508,8 +514,8 @@ def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
     ]
     marker = _marker(method, 7)
     if (bounds != "").any():
-        arrows = {"": marker["symbol"], "≥": "triangle-right-open", "≤": "triangle-left-open"}
-        marker = {**marker, "symbol": [arrows[bound] for bound in bounds]}
+        symbols = {"": marker["symbol"], **ARROWS}
+        marker = {**marker, "symbol": [symbols[bound] for bound in bounds]}
     dots = trace(
         name,
         runs[quantity],
