@@ -233,8 +233,11 @@ def test_charts_are_figures_of_plotly_and_name_their_runs(site):
         for data in re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL):
             chart = json.loads(data)
             plotly.graph_objects.Figure(data=chart["data"], layout=chart["layout"])  # or it raises
-            texts = [[t.get("text"), t.get("hovertemplate")] for t in chart["data"]]
-            hovered |= set(re.findall(r"\b[0-9a-f]{24}\b", json.dumps(texts)))
+            for trace in chart["data"]:
+                listed = trace.get("customdata", [])
+                assert not any(listed) or "%{customdata}" in trace["hovertemplate"]
+                told = json.dumps([listed, trace.get("hovertemplate")])
+                hovered |= set(re.findall(r"\b[0-9a-f]{24}\b", told))
             drawn += 1
         keys = set(contents.keys_in(pd.read_csv(path, dtype=str)))
         if path.stem == FIGURES["10"].file:  # the bigram's runs are a line
@@ -275,7 +278,7 @@ def test_a_chart_has_the_numbers_of_the_csv(committed):
     curves = frame[frame["panel"] == "loss"]
     for row in curves.itertuples():
         loss, keys = drawn.pop((row.method, f"N = {plots.count(row.n_params)}", row.lr))
-        assert loss == pytest.approx(row.loss, rel=1e-4) and keys == row.keys
+        assert loss == pytest.approx(row.loss, rel=1e-4) and keys.split("<br>") == row.keys.split()
     assert not drawn
 
 
@@ -294,7 +297,7 @@ def test_a_bound_is_an_arrow_that_says_so_and_has_no_mean(committed):
 
 
 def test_a_diverged_run_is_marked_and_nothing_breaks_the_json():
-    row = {"panel": "loss", "method": "with </script>", "n_params": 768, "lr": 0.1, "loss": 5.0}
+    row = {"panel": "loss", "method": "with </script><!--", "n_params": 768, "lr": 0.1, "loss": 5.0}
     row |= {"low": 4.0, "high": 6.0, "init_loss": 6.0, "n": 2, "n_diverged": 1, "keys": "a b"}
     drawing = shapes.draw(pd.DataFrame([row]))
     marks = [
@@ -304,8 +307,8 @@ def test_a_diverged_run_is_marked_and_nothing_breaks_the_json():
     from proxies_lib.site import render
 
     text = render.chart_json(drawing.charts[0])
-    assert "</" not in text
-    assert json.loads(text)["data"][0]["name"].startswith("with </script>")
+    assert "</" not in text and "<!--" not in text
+    assert json.loads(text)["data"][0]["name"].startswith("with </script><!--")
 
 
 def test_colors_are_legible_on_both_pages():

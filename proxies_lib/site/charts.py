@@ -83,7 +83,19 @@ def trace(name: str, x, y, facets: dict, pair: Pair, **more) -> dict:
     """A trace: a line with points, unless `more` says otherwise."""
     meta = {"facets": facets, "colors": pair, **more.pop("meta", {})}
     plain = {"type": "scatter", "mode": "lines+markers", "name": name}
-    return {**plain, "x": numbers(x), "y": numbers(y), "meta": meta, **more}
+    return {**plain, **_along(numbers(x)), "y": numbers(y), "meta": meta, **more}
+
+
+def _along(x: list) -> dict:
+    """Where a trace's points lie, as Plotly takes it; of evenly spaced steps, first and distance.
+
+    A quarter of the numbers of all charts are such steps.
+    """
+    if len(x) > 2 and all(isinstance(at, int) for at in x):
+        apart = x[1] - x[0]
+        if x == list(range(x[0], x[0] + apart * len(x), apart or 1)):
+            return {"x0": x[0], "dx": apart}
+    return {"x": x}
 
 
 def band(name: str, x, low, high, facets: dict, pair: Pair) -> dict:
@@ -99,17 +111,24 @@ def points(name: str, frame: pd.DataFrame, x: str, y: str, facets: dict, method:
     known = frame[frame[y].notna()]
     keys = list(known["key"]) if "key" in known else [""] * len(known)
     texts = [
-        f"<b>{name}</b><br>{words(x)} {at:g}: {value:.4g}{run_lines(key)}"
-        for at, value, key in zip(known[x], known[y], keys, strict=True)
+        f"{words(x)} {at:g}: {value:.4g}" for at, value in zip(known[x], known[y], strict=True)
     ]
-    about = {
-        "mode": "markers",
-        "text": texts,
-        "customdata": keys,
-        "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"symbol": colors.symbol_of(method), "size": 7},
-    }
+    marker = {"symbol": colors.symbol_of(method), "size": 7}
+    about = {"mode": "markers", "marker": marker, **hover(name, texts, keys)}
     return trace(name, known[x], known[y], facets, colors.of_method(method), **about)
+
+
+def hover(head: str, texts: list[str], keys: Iterable[str]) -> dict:
+    """What the points of a trace say when they are hovered: the head of all, a text and run keys
+    of each; "" where there are no keys."""
+    listed = [of_point.split() for of_point in keys]
+    most = max(map(len, listed), default=0)
+    runs = f"<br>{'run' if most == 1 else 'runs'} %{{customdata}}" if most else ""
+    return {
+        "text": texts,
+        "customdata": ["<br>".join(of_point) for of_point in listed],
+        "hovertemplate": f"<b>{head}</b><br>%{{text}}{runs}<extra></extra>",
+    }
 
 
 def number(value) -> float | str | None:

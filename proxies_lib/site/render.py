@@ -71,7 +71,7 @@ def chart_json(chart: Chart) -> Markup:
         allow_nan=False,
         separators=(",", ":"),
     )
-    return Markup(text.replace("<", "\\u003c"))
+    return Markup(text.replace("</", "<\\/").replace("<!--", "\\u003c!--"))
 
 
 def decides(verdict: verdicts.Verdict) -> str:

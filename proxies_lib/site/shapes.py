@@ -22,6 +22,7 @@ from proxies_lib.site.charts import (
     arms,
     axis,
     band,
+    hover,
     in_order,
     keys_of,
     level,
@@ -131,13 +132,11 @@ def _band_of(x, curve: pd.DataFrame, name: str, facets: dict, pair: Pair) -> dic
 
 def _mean_of(curve: pd.DataFrame, name: str, facets: dict, pair: Pair, **style) -> dict:
     texts = [
-        f"<b>{name}</b><br>LR {row.lr:g}: loss {row.loss:.4g} [{row.low:.4g}, {row.high:.4g}]"
-        f"{run_lines(row.keys)}"
+        f"LR {row.lr:g}: loss {row.loss:.4g} [{row.low:.4g}, {row.high:.4g}]"
         for row in curve.itertuples()
     ]
-    about = {"text": texts, "customdata": list(curve["keys"])}
-    hover = {"hovertemplate": "%{text}<extra></extra>"}
-    return trace(name, curve["lr"], curve["loss"], facets, pair, **about, **hover, **style)
+    said = hover(name, texts, curve["keys"])
+    return trace(name, curve["lr"], curve["loss"], facets, pair, **said, **style)
 
 
 def _crosses(curve: pd.DataFrame, name: str, facets: dict, pair: Pair) -> list[dict]:
@@ -305,13 +304,13 @@ def _run_traces(method: str, runs: pd.DataFrame, quantity: str, facets: dict) ->
     name, pair = plots.shown(method), colors.of_method(method)
     traces = []
     for (key, seed), run in runs.groupby(["key", "seed"], sort=False):
-        hover = f"{name}, seed {seed}<br>step %{{x}}: %{{y:.4g}}{run_lines(key)}<extra></extra>"
-        faint = {"mode": "lines", "line": {"width": 1}, "opacity": 0.4, "hovertemplate": hover}
+        said = f"{name}, seed {seed}<br>step %{{x}}: %{{y:.4g}}{run_lines(key)}<extra></extra>"
+        faint = {"mode": "lines", "line": {"width": 1}, "opacity": 0.4, "hovertemplate": said}
         meta = {"quiet": True, "keys": key}
         traces.append(trace(name, run["step"], run[quantity], facets, pair, meta=meta, **faint))
     median = runs.groupby("step")[quantity].median()
-    hover = f"<b>{name}</b>, median<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
-    bold = {"mode": "lines", "line": {"width": 2.4}, "hovertemplate": hover}
+    said = f"<b>{name}</b>, median<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
+    bold = {"mode": "lines", "line": {"width": 2.4}, "hovertemplate": said}
     meta = {"keys": " ".join(in_order(runs["key"]))}
     return [*traces, trace(name, median.index, median, facets, pair, meta=meta, **bold)]
 
@@ -380,13 +379,10 @@ def _rms_traces(option: Option, means: pd.DataFrame, facet: str) -> list[dict]:
     name, facets, pair = option.value, {facet: option.value}, option.colors
     assert pair is not None
     texts = [
-        f"<b>{name}</b><br>{row.at:g}: {row.mean:.3g} [{row.low:.3g}, {row.high:.3g}]"
-        f"{run_lines(row.keys)}"
-        for row in means.itertuples()
+        f"{row.at:g}: {row.mean:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in means.itertuples()
     ]
-    about = {"text": texts, "customdata": list(means["keys"])}
-    hover = {"hovertemplate": "%{text}<extra></extra>", "marker": {"size": 6}}
-    line = trace(name, means["at"], means["mean"], facets, pair, **about, **hover)
+    about = {"marker": {"size": 6}, **hover(name, texts, means["keys"])}
+    line = trace(name, means["at"], means["mean"], facets, pair, **about)
     return [_band_of(means["at"], means, name, facets, pair), line]
 
 
@@ -507,10 +503,8 @@ def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
     facets, row = {"arm": name}, f"{name}<br>{words(quantity)}"
     bounds = plots.bounds_of(runs, quantity)
     texts = [
-        f"<b>{row}</b>, seed {seed}: {_bounded(bound, value)}{run_lines(key)}"
-        for seed, bound, value, key in zip(
-            runs["seed"], bounds, runs[quantity], runs["key"], strict=True
-        )
+        f"seed {seed}: {_bounded(bound, value)}"
+        for seed, bound, value in zip(runs["seed"], bounds, runs[quantity], strict=True)
     ]
     marker = _marker(method, 7)
     if (bounds != "").any():
@@ -523,11 +517,9 @@ def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
         facets,
         pair,
         mode="markers",
-        text=texts,
-        customdata=list(runs["key"]),
-        hovertemplate="%{text}<extra></extra>",
         marker=marker,
         opacity=0.7,
+        **hover(row, texts, runs["key"]),
     )
     if (bounds != "").any():
         return [dots]

@@ -151,7 +151,7 @@
     // A chosen point: its words, and its runs as links into the table of runs.
     pick(point) {
       const text = point.customdata ?? point.data.meta.keys ?? "";
-      const keys = String(text).split(" ").filter(Boolean);
+      const keys = String(text).split(/ |<br>/).filter(Boolean);
       this.picked.replaceChildren(`${point.data.name}: ${shown(point.x)}, ${shown(point.y)}. `);
       if (keys.length) this.picked.append(keys.length === 1 ? "Run " : "Runs ");
       for (const key of keys) {
