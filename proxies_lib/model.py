@@ -428,12 +428,14 @@ def _shapes(config: ModelConfig) -> Transformer:
 
 def _check_is_all_parameters(transformer: Transformer):
     """Refuse what no step would carry on: the state of a batch norm, an array that is no Param."""
-    state = nnx.to_flat_state(nnx.state(transformer))
-    held = {p: type(v).__name__ for p, v in state if not isinstance(v, nnx.Param)}
+    state = dict(nnx.to_flat_state(nnx.state(transformer)))
     for path, module in nnx.iter_modules(transformer):
-        arrays = [name for name, value in vars(module).items() if isinstance(value, jax.Array)]
-        held |= {(*path, name): "plain array" for name in arrays}
-    for path, kind in held.items():
+        # Plain arrays are in the state as well from some release of Flax on.
+        own = {(*path, name): value for name, value in vars(module).items()}
+        state |= {at: value for at, value in own.items() if isinstance(value, jax.Array)}
+    held = {at: value for at, value in state.items() if not isinstance(value, nnx.Param)}
+    for path, value in held.items():
+        kind = type(value).__name__ if isinstance(value, nnx.Variable) else "plain array"
         refuse("block", "/".join(map(str, path)), f"is a {kind}; a block may hold nnx.Param only")
 
 
