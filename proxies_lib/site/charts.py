@@ -87,10 +87,8 @@ def trace(name: str, x, y, facets: dict, pair: Pair, **more) -> dict:
 
 
 def _along(x: list) -> dict:
-    """Where a trace's points lie, as Plotly takes it; of evenly spaced steps, first and distance.
-
-    A quarter of the numbers of all charts are such steps.
-    """
+    """Where a trace's points lie, as Plotly takes it: evenly spaced whole numbers, as the steps of
+    nearly all curves are, by the first and their distance."""
     if len(x) > 2 and all(isinstance(at, int) for at in x):
         apart = x[1] - x[0]
         if x == list(range(x[0], x[0] + apart * len(x), apart or 1)):
