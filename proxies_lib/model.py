@@ -433,10 +433,11 @@ def _check_is_all_parameters(transformer: Transformer):
         # Plain arrays are in the state as well from some release of Flax on.
         own = {(*path, name): value for name, value in vars(module).items()}
         state |= {at: value for at, value in own.items() if isinstance(value, jax.Array)}
-    held = {at: value for at, value in state.items() if not isinstance(value, nnx.Param)}
-    for path, value in held.items():
-        kind = type(value).__name__ if isinstance(value, nnx.Variable) else "plain array"
-        refuse("block", "/".join(map(str, path)), f"is a {kind}; a block may hold nnx.Param only")
+    for path, value in state.items():
+        if not isinstance(value, nnx.Param):
+            kind = type(value).__name__ if isinstance(value, nnx.Variable) else "plain array"
+            reason = f"is a {kind}; a block may hold nnx.Param only"
+            refuse("block", "/".join(map(str, path)), reason)
 
 
 @functools.cache

@@ -120,8 +120,7 @@ def hover(head: str, texts: list[str], keys: Iterable[str]) -> dict:
     """What the points of a trace say when they are hovered: the head of all, a text and run keys
     of each; "" where there are no keys."""
     listed = [of_point.split() for of_point in keys]
-    most = max(map(len, listed), default=0)
-    runs = f"<br>{'run' if most == 1 else 'runs'} %{{customdata}}" if most else ""
+    runs = _named_runs(max(map(len, listed), default=0), "%{customdata}")
     return {
         "text": texts,
         "customdata": ["<br>".join(of_point) for of_point in listed],
@@ -219,8 +218,12 @@ def arms(methods: Iterable[str]) -> list[Option]:
 def run_lines(keys: str) -> str:
     """The lines of a hover text that name runs."""
     listed = keys.split()
-    head = "<br>run " if len(listed) == 1 else "<br>runs "
-    return head + "<br>".join(listed) if listed else ""
+    return _named_runs(len(listed), "<br>".join(listed))
+
+
+def _named_runs(count: int, keys: str) -> str:
+    """`keys` of so many runs on lines of their own; nothing where there is none."""
+    return f"<br>{'run' if count == 1 else 'runs'} {keys}" if count else ""
 
 
 def short(value) -> str:
