@@ -358,7 +358,9 @@ class Group:
             if jax.process_index() == 0:
                 self._write_group()
             options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
-            handler = ocp.StandardCheckpointHandler()  # said, not guessed from a damaged step
+            # Said, though deprecated: with a registry of handlers Orbax takes from the last step
+            # on disk, even a damaged one, whether a step is one unnamed item.
+            handler = ocp.StandardCheckpointHandler()
             self.manager = ocp.CheckpointManager(
                 self.folder / "steps", options=options, item_handlers=handler
             )
