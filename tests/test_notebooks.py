@@ -13,7 +13,15 @@ import pytest
 
 from proxies_lib import config, pages
 from proxies_lib.config import UserError
-from proxies_lib.science import analysis, bisection, columns, notebooks, plots, protocol, report
+from proxies_lib.science import (
+    analysis,
+    bisection,
+    columns,
+    notebooks,
+    protocol,
+    report,
+    styles,
+)
 from proxies_lib.science.figures import BEYOND, FIGURES, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -285,10 +293,10 @@ def test_a_configuration_has_one_style_and_the_methods_of_a_notebook_have_severa
         for method, runs in arms.items():
             identity = frozenset(runs)
             for other, (style, name) in seen.items():
-                assert other != identity or style == plots.style_of(method), (method, name)
-            seen[identity] = plots.style_of(method), method
-        styles = [plots.style_of(method) for method in arms if not _repeats(arms, method)]
-        assert len(styles) == len(set(styles)), path.stem
+                assert other != identity or style == styles.style_of(method), (method, name)
+            seen[identity] = styles.style_of(method), method
+        distinct = [styles.style_of(method) for method in arms if not _repeats(arms, method)]
+        assert len(distinct) == len(set(distinct)), path.stem
 
 
 def _repeats(runs: dict, method: str) -> bool:

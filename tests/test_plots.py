@@ -8,7 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from proxies_lib import paths
-from proxies_lib.science import outputs, plots, protocol, report
+from proxies_lib.science import outputs, plots, protocol, report, styles
 
 SHOWN_WIDTH, SMALLEST_TEXT = 830, 9  # px: GitHub's column, and what one can still read there
 
@@ -17,7 +17,7 @@ METHODS = ["decay, z-loss", "no decay, z-loss", "decay, no z-loss", "ε = 1e-08"
 
 @pytest.fixture(autouse=True)
 def _own_styles_and_figures(monkeypatch):
-    monkeypatch.setattr(plots, "METHODS", dict(plots.METHODS))  # drawing a new method adds to it
+    monkeypatch.setattr(styles, "METHODS", dict(styles.METHODS))  # drawing a new method adds to it
     yield
     plt.close("all")
 
@@ -77,7 +77,7 @@ def stages():
 def dots():
     values = points(METHODS).assign(height=1.0, tokens=12000.0, loss=4.0, steps=3.0)
     quantities = {
-        name: (plots.LOSS_AXIS, "linear") for name in ("height", "tokens", "loss", "steps")
+        name: (styles.LOSS_AXIS, "linear") for name in ("height", "tokens", "loss", "steps")
     }
     return plots.figure_dots(values, quantities, METHODS)
 
@@ -136,26 +136,26 @@ def test_a_figure_whose_panels_differ_in_seeds_says_so():
 
 def test_a_method_without_a_style_gets_one_of_its_own_and_keeps_it(monkeypatch):
     # Other tests of this process have taken some of the spare ones.
-    ours = {name: style for name, style in plots.METHODS.items() if style not in plots.SPARE}
-    monkeypatch.setattr(plots, "METHODS", ours)
-    named = list(plots.METHODS.values())
-    new = {f"new {i}": plots.style_of(f"new {i}") for i in range(len(plots.SPARE))}
+    ours = {name: style for name, style in styles.METHODS.items() if style not in styles.SPARE}
+    monkeypatch.setattr(styles, "METHODS", ours)
+    named = list(styles.METHODS.values())
+    new = {f"new {i}": styles.style_of(f"new {i}") for i in range(len(styles.SPARE))}
     assert len(set(new.values())) == len(new) and not set(new.values()) & set(named)
-    assert new == {method: plots.style_of(method) for method in new}
-    assert plots.style_of("one more") in plots.SPARE
+    assert new == {method: styles.style_of(method) for method in new}
+    assert styles.style_of("one more") in styles.SPARE
 
 
 def test_an_epsilon_is_written_one_way():
-    assert [plots.epsilon(x) for x in (1e-8, 1e-15, 1e-3, 3e-4, 0.0)] == [
+    assert [styles.epsilon(x) for x in (1e-8, 1e-15, 1e-3, 3e-4, 0.0)] == [
         "1e-8",
         "1e-15",
         "1e-3",
         "3e-4",
         "0",
     ]
-    assert plots.shown("ε = 1e-08") == plots.shown("ε = 1e-8") == "ε = 1e-8"
-    assert plots.shown("ε = 0.001, no burst") == "ε = 1e-3, no burst"
-    assert plots.shown("ε from 1e-3 to 1e-8") == "ε from 1e-3 to 1e-8"
+    assert styles.shown("ε = 1e-08") == styles.shown("ε = 1e-8") == "ε = 1e-8"
+    assert styles.shown("ε = 0.001, no burst") == "ε = 1e-3, no burst"
+    assert styles.shown("ε from 1e-3 to 1e-8") == "ε from 1e-3 to 1e-8"
 
 
 def test_an_epsilon_far_below_the_curves_does_not_stretch_the_axis():
@@ -166,9 +166,9 @@ def test_an_epsilon_far_below_the_curves_does_not_stretch_the_axis():
 
 def test_the_panel_of_s_says_over_which_learning_rates():
     curves = lr_curves(METHODS[:1])
-    assert plots.title_of_sensitivity("window 0.001 – 1", curves) == "S over window 0.001 – 1"
+    assert styles.title_of_sensitivity("window 0.001 – 1", curves) == "S over window 0.001 – 1"
     all_but_one = pd.DataFrame({"lr": protocol.PAPER_WINDOW[1:]})
-    title = plots.title_of_sensitivity("the paper's LRs 0.001 – 0.3", all_but_one)
+    title = styles.title_of_sensitivity("the paper's LRs 0.001 – 0.3", all_but_one)
     assert title.startswith("S over the paper's LRs 0.001 – 0.3") and "without 0.0003" in title
 
 

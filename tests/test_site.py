@@ -17,7 +17,7 @@ from scipy import stats
 
 from proxies_lib import cli, paths
 from proxies_lib.config import UserError
-from proxies_lib.science import claims, figures, notebooks, outputs, pictures, plots
+from proxies_lib.science import claims, figures, notebooks, outputs, pictures, styles
 from proxies_lib.science.figures import FIGURES
 from proxies_lib.site import (
     build,
@@ -277,7 +277,7 @@ def test_a_chart_has_the_numbers_of_the_csv(committed):
                 drawn[facets["arm"], facets["size"], lr] = loss, keys
     curves = frame[frame["panel"] == "loss"]
     for row in curves.itertuples():
-        loss, keys = drawn.pop((row.method, f"N = {plots.count(row.n_params)}", row.lr))
+        loss, keys = drawn.pop((row.method, f"N = {styles.count(row.n_params)}", row.lr))
         assert loss == pytest.approx(row.loss, rel=1e-4) and keys.split("<br>") == row.keys.split()
     assert not drawn
 
@@ -312,7 +312,7 @@ def test_a_diverged_run_is_marked_and_nothing_breaks_the_json():
 
 
 def test_colors_are_legible_on_both_pages():
-    for method in plots.METHODS:
+    for method in styles.METHODS:
         for share in (0.0, 0.5, 1.0):
             pair = colors.shaded(colors.of_method(method), share)
             for color, panel in zip(pair, colors.PANELS, strict=True):

@@ -64,6 +64,11 @@ def where(table: pd.DataFrame, **values) -> pd.DataFrame:
     return table[keep]
 
 
+def bounds_of(values: pd.DataFrame, name: str) -> pd.Series:
+    """Of each row AT_LEAST or AT_MOST where its value of a quantity is a bound, else ""."""
+    return values.get(f"{name} bound", pd.Series("", values.index))
+
+
 def _groups(frame: pd.DataFrame, columns: list[str]) -> Iterator[tuple[dict, pd.DataFrame]]:
     """The rows of every group, with the values of `columns` that name it."""
     for values, rows in frame.groupby(columns, sort=False):

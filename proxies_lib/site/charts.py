@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from proxies_lib.science import plots
+from proxies_lib.science import styles
 from proxies_lib.site import colors
 from proxies_lib.site.colors import Pair
 
@@ -169,13 +169,13 @@ def _range(values, log: bool) -> list[float]:
 
 
 def lr_axis() -> dict:
-    return axis(plots.LR_AXIS, log=True, dtick=1, exponentformat="none")
+    return axis(styles.LR_AXIS, log=True, dtick=1, exponentformat="none")
 
 
 def size_axis(sizes) -> dict:
     """A tick at every N."""
     shown = sorted({int(n) for n in sizes})
-    return axis(plots.N_AXIS, log=True, tickvals=shown, ticktext=[plots.count(n) for n in shown])
+    return axis(styles.N_AXIS, log=True, tickvals=shown, ticktext=[styles.count(n) for n in shown])
 
 
 def level(y: float, text: str, above: bool = True) -> dict:
@@ -204,7 +204,7 @@ def sizes_of(frame: pd.DataFrame) -> list:
 
 
 def size_name(n: float) -> str:
-    return f"N = {plots.count(int(n))}"
+    return f"N = {styles.count(int(n))}"
 
 
 def lr_name(lr: float) -> str:
@@ -212,7 +212,7 @@ def lr_name(lr: float) -> str:
 
 
 def arms(methods: Iterable[str]) -> list[Option]:
-    return [Option(plots.shown(method), colors.of_method(method)) for method in in_order(methods)]
+    return [Option(styles.shown(method), colors.of_method(method)) for method in in_order(methods)]
 
 
 def run_lines(keys: str) -> str:
@@ -238,9 +238,9 @@ def keys_of(texts: Iterable[str]) -> Keys:
 
 _WORDS = {
     "method": "arm",
-    "n_params": plots.N_AXIS,
+    "n_params": styles.N_AXIS,
     "lr": "learning rate",
-    "loss": plots.LOSS_AXIS,
+    "loss": styles.LOSS_AXIS,
     "mean_log_z_squared": "mean log² Z",
     "dip": "dip of r",
     "height": "height of the spike (nats)",

@@ -3,7 +3,7 @@
 import matplotlib.colors
 import numpy as np
 
-from proxies_lib.science import plots
+from proxies_lib.science import styles
 
 # The panels that charts stand on: --panel of site.css, light and dark.
 PANELS = ("#ffffff", "#161b22")
@@ -70,11 +70,11 @@ def pair(color) -> Pair:
 
 
 def of_method(method: str) -> Pair:
-    return pair(plots.style_of(method)[0])
+    return pair(styles.style_of(method)[0])
 
 
 def symbol_of(method: str) -> str:
-    return SYMBOLS.get(plots.style_of(method)[1], "circle")
+    return SYMBOLS.get(styles.style_of(method)[1], "circle")
 
 
 def shaded(colors: Pair, share: float) -> Pair:
@@ -93,5 +93,5 @@ def _fading(color: str, panel: str, share: float):
 
 
 def of_ramp(values, ramp) -> dict:
-    """A pair per value, from a ramp of `plots` such as `plots.lr_colors`."""
+    """A pair per value, from a ramp such as `styles.lr_colors`."""
     return {value: pair(color) for value, color in ramp(values).items()}

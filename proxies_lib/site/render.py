@@ -5,7 +5,7 @@ import json
 import jinja2
 from markupsafe import Markup, escape
 
-from proxies_lib.science import plots
+from proxies_lib.science import styles
 from proxies_lib.site import links, verdicts
 from proxies_lib.site.charts import Chart
 from proxies_lib.site.contents import Contents
@@ -36,7 +36,7 @@ class Renderer:
             "commit": commit,
             "menu": MENU,
             "look": verdicts.LOOK,
-            "shown_method": plots.shown,
+            "shown_method": styles.shown,
             "chart_json": chart_json,
             "decides": decides,
             "what_would_change": verdicts.what_would_change,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from proxies_lib.science import analysis, plots
+from proxies_lib.science import analysis, styles
 from proxies_lib.site import colors
 from proxies_lib.site.charts import (
     DASHES,
@@ -80,12 +80,12 @@ def _sweep(frame: pd.DataFrame) -> Drawing:
     tables = [_loss_table(curves)]
     for panel, rows in frame[frame["panel"] != "loss"].groupby("panel", sort=False):
         if "S" in rows and rows["S"].notna().any():
-            title = plots.title_of_sensitivity(panel, curves).replace("\n", " ")
+            title = styles.title_of_sensitivity(panel, curves).replace("\n", " ")
             charts.append(_sensitivity_chart(title, rows))
             tables.append(_sensitivity_table(title, rows))
-        elif plots.ATTENTION_LOGIT in rows:
+        elif styles.ATTENTION_LOGIT in rows:
             charts += _logit_charts(rows)
-            tables.append(_run_table(rows, ["method", "n_params", "lr"], [plots.ATTENTION_LOGIT]))
+            tables.append(_run_table(rows, ["method", "n_params", "lr"], [styles.ATTENTION_LOGIT]))
     return Drawing(charts, _facets_of_sweep(curves), tables, BANDS, min(2, len(charts)))
 
 
@@ -106,13 +106,13 @@ def _loss_chart(title: str, curves: pd.DataFrame, every: pd.DataFrame) -> Chart:
         line = {"dash": DASHES[methods.index(method) % len(DASHES)], "width": 1.4 + 1.4 * share}
         traces += _loss_traces(method, n, curve.sort_values("lr"), share, line)
     init = every["init_loss"].mean()
-    y = axis(plots.LOSS_AXIS, [*every["low"], *every["high"], init])
+    y = axis(styles.LOSS_AXIS, [*every["low"], *every["high"], init])
     layout = {"xaxis": lr_axis(), "yaxis": y, **level(init, "ℓ₀, loss at initialization")}
     return Chart(title, traces, layout)
 
 
 def _loss_traces(method: str, n: float, curve: pd.DataFrame, share: float, line: dict) -> list:
-    arm, size = plots.shown(method), size_name(n)
+    arm, size = styles.shown(method), size_name(n)
     shade = colors.shaded(colors.of_method(method), share)
     common = (f"{arm}, {size}", {"arm": arm, "size": size}, shade)
     return [
@@ -152,7 +152,7 @@ def _loss_table(curves: pd.DataFrame) -> Table:
     head = ["arm", "N", "learning rate", "loss", "least seed", "greatest seed", "diverged", "runs"]
     rows = [
         [
-            plots.shown(row.method),
+            styles.shown(row.method),
             f"{int(row.n_params):,}",
             f"{row.lr:g}",
             *map(short, (row.loss, row.low, row.high)),
@@ -179,7 +179,7 @@ def _sensitivity_chart(title: str, frame: pd.DataFrame) -> Chart:
 
 def _sensitivity_point(row: dict, shift: float) -> dict:
     method, n, s, lo, hi = (row[name] for name in ("method", "n_params", "S", "lo", "hi"))
-    arm, size = plots.shown(method), size_name(n)
+    arm, size = styles.shown(method), size_name(n)
     shown = f"S {s:.3g} [{lo:.3g}, {hi:.3g}], {int(row['n'])} seeds"
     return trace(
         f"{arm}, {size}",
@@ -201,7 +201,7 @@ def _sensitivity_point(row: dict, shift: float) -> dict:
 
 def _sensitivity_table(title: str, frame: pd.DataFrame) -> Table:
     rows = [
-        [plots.shown(row.method), f"{int(row.n_params):,}", *map(short, (row.S, row.lo, row.hi))]
+        [styles.shown(row.method), f"{int(row.n_params):,}", *map(short, (row.S, row.lo, row.hi))]
         for row in frame.itertuples()
     ]
     return Table(f"{title}, mean and 95 % interval, nats", ["arm", "N", "S", "from", "to"], rows)
@@ -209,14 +209,14 @@ def _sensitivity_table(title: str, frame: pd.DataFrame) -> Table:
 
 def _logit_charts(frame: pd.DataFrame) -> list[Chart]:
     """The largest attention logit against LR: a panel per size, a point per run."""
-    quantity = plots.ATTENTION_LOGIT
-    y = axis(plots.LOGIT_AXIS, frame[quantity], log=True)
+    quantity = styles.ATTENTION_LOGIT
+    y = axis(styles.LOGIT_AXIS, frame[quantity], log=True)
     charts = []
     for n, rows in frame.groupby("n_params"):
         traces = []
         for method, runs in rows.groupby("method", sort=False):
-            facets = {"arm": plots.shown(method), "size": size_name(n)}
-            traces += _with_median(plots.shown(method), runs, "lr", quantity, facets, method)
+            facets = {"arm": styles.shown(method), "size": size_name(n)}
+            traces += _with_median(styles.shown(method), runs, "lr", quantity, facets, method)
         layout = {"xaxis": lr_axis(), "yaxis": y}
         charts.append(Chart(f"Largest attention logit, {size_name(n)}", traces, layout))
     return charts
@@ -248,7 +248,7 @@ def _run_table(frame: pd.DataFrame, by: list[str], quantities: list[str]) -> Tab
 
 def _cell(value) -> str:
     if isinstance(value, str):
-        return plots.shown(value)
+        return styles.shown(value)
     return LACKING if pd.isna(value) else f"{value:g}"
 
 
@@ -285,7 +285,7 @@ def _facets_of_points(frame: pd.DataFrame) -> dict[str, pd.Series]:
         return {"size": frame["n_params"].map(size_name), "learning rate": frame["lr"].map(lr_name)}
     if pd.api.types.is_numeric_dtype(frame["point"]):
         return {"length": frame["point"].map("{:g} steps".format)}
-    return {"panel": frame["point"].map(plots.shown)}
+    return {"panel": frame["point"].map(styles.shown)}
 
 
 def _trajectory_chart(frame: pd.DataFrame, by: list[str], quantity: str, point: str) -> Chart:
@@ -294,14 +294,14 @@ def _trajectory_chart(frame: pd.DataFrame, by: list[str], quantity: str, point: 
     here = rows[by].iloc[0].to_dict()
     traces = []
     for method, runs in rows.groupby("method", sort=False):
-        traces += _run_traces(method, runs, quantity, {"arm": plots.shown(method), **here})
+        traces += _run_traces(method, runs, quantity, {"arm": styles.shown(method), **here})
     log = quantity != "loss" and spans_decades(frame[quantity])
     layout = {"xaxis": axis("step"), "yaxis": axis(label, frame[quantity], log)}
     return Chart(f"{label}: {point}", traces, layout)
 
 
 def _run_traces(method: str, runs: pd.DataFrame, quantity: str, facets: dict) -> list[dict]:
-    name, pair = plots.shown(method), colors.of_method(method)
+    name, pair = styles.shown(method), colors.of_method(method)
     traces = []
     for (key, seed), run in runs.groupby(["key", "seed"], sort=False):
         said = f"{name}, seed {seed}<br>step %{{x}}: %{{y:.4g}}{run_lines(key)}<extra></extra>"
@@ -323,7 +323,7 @@ def _summary_of_curves(frame: pd.DataFrame, quantities: list[str]) -> Table:
         for quantity in quantities:
             median = runs.groupby("step")[quantity].median()
             ends = (median.iloc[0], median.min(), median.max(), median.iloc[-1])
-            rows.append([point, plots.shown(method), words(quantity), *map(short, ends), keys])
+            rows.append([point, styles.shown(method), words(quantity), *map(short, ends), keys])
     head = ["panel", "arm", "quantity", "first", "least", "greatest", "last", "runs"]
     return Table("Medians of the seeds; the csv has every logged step", head, rows)
 
@@ -361,7 +361,7 @@ def _axis_of(x: str, panel: pd.DataFrame) -> dict:
 def _lines_of(panel: pd.DataFrame, x: str, facet: str) -> list[tuple[Option, pd.DataFrame]]:
     """The lines of a panel: name and color, and at each x the mean over seeds and its ends."""
     by_size = facet == "size"
-    pairs = colors.of_ramp(panel["line"], plots.size_colors if by_size else plots.lr_colors)
+    pairs = colors.of_ramp(panel["line"], styles.size_colors if by_size else styles.lr_colors)
     name = size_name if by_size else lr_name
     return [
         (Option(name(value), pairs[value]), _means(runs, x))
@@ -412,7 +412,7 @@ def _histograms(frame: pd.DataFrame) -> Drawing:
         methods = cell.groupby("method", sort=False)
         traces = [_outline(method, bars, row) for method, bars in methods]
         charts.append(Chart(title, traces, {"xaxis": x, "yaxis": y}))
-        rows += [[title, plots.shown(m), *_moments(bars)] for m, bars in methods]
+        rows += [[title, styles.shown(m), *_moments(bars)] for m, bars in methods]
     facets = {"arm": arms(frame["method"]), "tensor": [Option(r) for r in in_order(frame["row"])]}
     head = ["panel", "arm", "mean", "standard deviation", "share of the fullest bin", "runs"]
     table = Table("Histograms, seeds averaged; the csv has every bin", head, rows)
@@ -424,7 +424,7 @@ def _histograms(frame: pd.DataFrame) -> Drawing:
 def _outline(method: str, bars: pd.DataFrame, row: str) -> dict:
     """The mean histogram of the seeds as steps."""
     mean = bars.groupby(["left", "right"], as_index=False)["share"].mean()
-    name, keys = plots.shown(method), " ".join(in_order(bars["key"]))
+    name, keys = styles.shown(method), " ".join(in_order(bars["key"]))
     return trace(
         name,
         [*mean["left"], mean["right"].iloc[-1]],
@@ -476,7 +476,7 @@ def _dots(frame: pd.DataFrame) -> Drawing:
         column for column in frame if column not in _DESCRIBING and not column.endswith(" bound")
     ]
     methods = in_order(frame["method"])
-    shown = [plots.shown(method) for method in methods]
+    shown = [styles.shown(method) for method in methods]
     charts = []
     for quantity in quantities:
         traces = [
@@ -489,7 +489,7 @@ def _dots(frame: pd.DataFrame) -> Drawing:
         charts.append(Chart(words(quantity), traces, layout))
     tables = [_dot_table(frame, quantities), _run_table(frame, ["method"], quantities)]
     note = "Points: seeds. Line: the 95 % interval of their mean."
-    if any((plots.bounds_of(frame, quantity) != "").any() for quantity in quantities):
+    if any((analysis.bounds_of(frame, quantity) != "").any() for quantity in quantities):
         note += " Arrow: a seed whose value lies beyond."
     return Drawing(charts, {"arm": arms(methods)}, tables, note)
 
@@ -499,9 +499,9 @@ def _bounded(bound: str, value: float) -> str:
 
 
 def _dot_traces(method: str, runs: pd.DataFrame, quantity: str) -> list[dict]:
-    name, pair = plots.shown(method), colors.of_method(method)
+    name, pair = styles.shown(method), colors.of_method(method)
     facets, row = {"arm": name}, f"{name}<br>{words(quantity)}"
-    bounds = plots.bounds_of(runs, quantity)
+    bounds = analysis.bounds_of(runs, quantity)
     texts = [
         f"seed {seed}: {_bounded(bound, value)}"
         for seed, bound, value in zip(runs["seed"], bounds, runs[quantity], strict=True)
@@ -534,13 +534,13 @@ def _dot_table(frame: pd.DataFrame, quantities: list[str]) -> Table:
     rows = []
     for method, runs in frame.groupby("method", sort=False):
         cells = [_mean_or_bounds(runs, quantity) for quantity in quantities]
-        rows.append([plots.shown(method), *cells, str(len(runs))])
+        rows.append([styles.shown(method), *cells, str(len(runs))])
     return Table("Mean and 95 % interval", ["arm", *map(words, quantities), "seeds"], rows)
 
 
 def _mean_or_bounds(runs: pd.DataFrame, quantity: str) -> str:
     """The mean with its interval; where a seed's value is only a bound, each seed's."""
-    bounds = plots.bounds_of(runs, quantity)
+    bounds = analysis.bounds_of(runs, quantity)
     if (bounds == "").all():
         return _mean_and_interval(runs[quantity])
     texts = [_bounded(bound, x) for bound, x in zip(bounds, runs[quantity], strict=True)]
@@ -557,20 +557,20 @@ def _mean_and_interval(values: pd.Series) -> str:
 
 def _prediction(frame: pd.DataFrame) -> Drawing:
     """Points of runs against N and the fits that foretell them, a color per LR: Figure 9."""
-    pairs = colors.of_ramp(frame["lr"].dropna(), plots.lr_colors)
+    pairs = colors.of_ramp(frame["lr"].dropna(), styles.lr_colors)
     measured = frame[frame["panel"].str.startswith("points")]
     charts = []
     for panel, runs in measured.groupby("panel", sort=False):
         probe = panel.partition(", ")[2]
         fits = frame[frame["panel"] == f"fit, {probe}"]
         traces = [t for lr in pairs for t in _prediction_traces(lr, runs, fits, pairs[lr])]
-        reach = [*measured[plots.ATTENTION_LOGIT], *fits["predicted"]]
-        y = axis(plots.LOGIT_AXIS, reach, log=True)
+        reach = [*measured[styles.ATTENTION_LOGIT], *fits["predicted"]]
+        y = axis(styles.LOGIT_AXIS, reach, log=True)
         layout = {"xaxis": size_axis(measured["n_params"]), "yaxis": y}
         charts.append(Chart(f"Logits against size, {probe}", traces, layout))
     facets = {"learning rate": [Option(lr_name(lr), pair) for lr, pair in pairs.items()]}
     by = ["panel", "n_params", "lr", "held_out", "failed"]
-    table = _run_table(measured, by, [plots.ATTENTION_LOGIT])
+    table = _run_table(measured, by, [styles.ATTENTION_LOGIT])
     note = "A point per run. Open: held out. ×: failed. Line and band: fit, 95 % interval."
     return Drawing(charts, facets, [table], note)
 
@@ -579,7 +579,7 @@ def _prediction_traces(lr: float, runs: pd.DataFrame, fits: pd.DataFrame, pair: 
     name, facets = lr_name(lr), {"learning rate": lr_name(lr)}
     fit, alike = (analysis.where(rows, lr=lr).sort_values("n_params") for rows in (fits, runs))
     line = {"mode": "lines", "hoverinfo": "skip", "meta": {"quiet": True}}
-    dots = points(name, alike, "n_params", plots.ATTENTION_LOGIT, facets, "default")
+    dots = points(name, alike, "n_params", styles.ATTENTION_LOGIT, facets, "default")
     look = zip(alike["failed"].astype(bool), alike["held_out"].astype(bool), strict=True)
     symbols = ["x" if failed else "circle-open" if held else "circle" for failed, held in look]
     dots["marker"] = {"symbol": symbols, "size": 7}
@@ -594,7 +594,7 @@ def _prediction_traces(lr: float, runs: pd.DataFrame, fits: pd.DataFrame, pair: 
 def _kappa(frame: pd.DataFrame) -> Drawing:
     """Final loss and largest logit against κ, a point per run: Figure 10."""
     by_panel = {panel: rows for panel, rows in frame.groupby("panel", sort=False)}
-    quantities = {"loss": "loss", "logits": plots.ATTENTION_LOGIT}
+    quantities = {"loss": "loss", "logits": styles.ATTENTION_LOGIT}
     charts, tables = [], []
     for panel, quantity in quantities.items():
         runs = by_panel[panel]
@@ -617,7 +617,12 @@ def _best_loss(frame: pd.DataFrame) -> Drawing:
         made
         for method, runs in best.groupby("method", sort=False)
         for made in _with_median(
-            plots.shown(method), runs, "n_params", "best_loss", {"arm": plots.shown(method)}, method
+            styles.shown(method),
+            runs,
+            "n_params",
+            "best_loss",
+            {"arm": styles.shown(method)},
+            method,
         )
     ]
     y = axis(words("best_loss"), best["best_loss"])
