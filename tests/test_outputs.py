@@ -182,6 +182,16 @@ def test_own_results_are_compared_with_the_published_ones_of_the_same_label(
     )
 
 
+def test_labels_without_a_claim_in_common_are_not_compared(project, capsys):
+    from proxies_lib import cli
+
+    report.publish([VERDICT], "01", protocol.study("laptop", train=True))
+    other = VERDICT | {"claim": "another"}
+    report.publish([other], "01", protocol.study("smoke", train=True))
+    assert cli.main(["claims", "--scale", "smoke", "--against", "laptop"]) == 2
+    assert "against='laptop': has no verdict on a claim of smoke" in capsys.readouterr().err
+
+
 def test_trying_the_project_leaves_a_fresh_clone_clean(tmp_path):
     """What README offers first must not change a tracked file.
 

@@ -186,6 +186,8 @@ def _print_comparison(rows, options):
     # Against the own label: what one has trained oneself with what is published.
     published = options.against == options.scale
     both = report.against(rows, report.scoreboard(options.against, published=published))
+    if both.empty:
+        refuse("against", options.against, f"has no verdict on a claim of {options.scale}")
     if options.json:
         return screen.print_json(both)
     for row in both[~both["same"]].itertuples():
