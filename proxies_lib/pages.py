@@ -75,6 +75,7 @@ def write_scoreboard():
     board = {
         "scoreboard": verdicts_in_columns(boards),
         "side-by-side": report.markdown(side_by_side.table()),
+        "undecided": undecided(columns.at_front(boards)),
         **{f"scoreboard {scale}": _section_of(scale, boards) for scale in columns.SCALES},
     }
     digested = {
@@ -126,6 +127,31 @@ def scoreboard(rows: pd.DataFrame, scale: str) -> str:
         return f"{tally}\n\n{report.verdict_table(rows, scale, up='../')}"
 
 
+def undecided(rows: pd.DataFrame) -> str:
+    """The undecided ones of `columns.at_front` in Markdown, and how many seeds would decide them.
+
+    A measured effect is on one side of its threshold: `leans to` is the verdict of that side.
+    """
+    listed = []
+    for row in rows[rows["verdict"] == claims.UNDECIDED].itertuples():
+        _, side, threshold = claims.parts_of(row.measure)
+        distance, half = abs(row.effect - threshold), (row.hi - row.lo) / 2
+        seeds = claims.seeds_that_decide(distance, half, row.n) if distance else None
+        listed.append(
+            {
+                "claim": row.claim,
+                "figure": f"[{row.figure}]({_picture(row.figure, row.scale, up='../')})",
+                "statement": row.statement,
+                "effect": report.rounded(row.effect, row.lo, row.hi),
+                "holds": f"{side} {threshold:g}",
+                "leans to": claims.leans_to(row.effect, side, threshold) if distance else "–",
+                "n": row.n,
+                "would decide": seeds or f"more than {claims.MANY:,}" if distance else "–",
+            }
+        )
+    return report.markdown(pd.DataFrame(listed)) if listed else "None is undecided."
+
+
 def first_numbers(rows: pd.DataFrame, scale: str) -> str:
     """Figure 1 of a scale in Markdown, with the ratio of its two LR sensitivities."""
     alt = "Loss against learning rate, and LR sensitivity against size, with and without"
@@ -137,7 +163,7 @@ def first_numbers(rows: pd.DataFrame, scale: str) -> str:
         "its best point.",
     ]
     for row in rows[rows["claim"] == "1-ratio"].itertuples():
-        measure = row.measure.rpartition(" (")[0]  # without its threshold
+        measure, _, _ = claims.parts_of(row.measure)
         effect = report.rounded(row.effect, row.lo, row.hi)
         lines[-1] += f" What qk-layernorm does to S: {measure}, {effect}, {row.n} seeds."
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from proxies_lib import config
 from proxies_lib.science import claims, protocol, report
@@ -83,6 +84,27 @@ def test_a_prediction_is_written_once_per_set_of_fitted_runs():
     assert again["predicted"].tolist() == [1.0] and again["held_out_stored"].tolist() == [0]
     other = report.predict(second, pd.DataFrame({"key": ["c"]}), 3, study)
     assert other["predicted"].tolist() == [2.0] and other["held_out_stored"].tolist() == [3]
+
+
+@pytest.mark.parametrize("distance,half,n", [(0.2, 0.5, 3), (0.3, 0.4, 5), (0.05, 0.3, 8)])
+def test_the_number_of_seeds_that_decide_is_the_least(distance, half, n):
+    deviation = half * np.sqrt(n) / stats.t.ppf(0.975, n - 1)
+
+    def half_with(seeds):
+        return stats.t.ppf(0.975, seeds - 1) * deviation / np.sqrt(seeds)
+
+    seeds = claims.seeds_that_decide(distance, half, n)
+    assert seeds > n and half_with(seeds) < distance <= half_with(seeds - 1)
+    assert claims.seeds_that_decide(distance / 1000, half, n) is None
+
+
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_a_measure_comes_apart_as_it_was_put_together(side):
+    measure = claims.check("c", "1", "s", "S (mean), nats", [1.0, 2.0], **{side: -5e-3})["measure"]
+    assert claims.parts_of(measure) == ("S (mean), nats", side, -5e-3)
+    assert claims.leans_to(1.5, side, -5e-3) == verdict([1.4, 1.6], side, -5e-3)["verdict"]
+    without = claims.parts_of("S (mean)")
+    assert without[:2] == ("S (mean)", "") and np.isnan(without[2])
 
 
 def test_publishing_replaces_one_section_and_keeps_the_others():

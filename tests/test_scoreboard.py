@@ -52,7 +52,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     (tmp_path / "docs").mkdir()
-    names = ["scoreboard", "side-by-side", *(f"scoreboard {scale}" for scale in columns.SCALES)]
+    names = ["scoreboard", "side-by-side", "undecided"]
+    names += [f"scoreboard {scale}" for scale in columns.SCALES]
     (tmp_path / pages.SCOREBOARD).write_text(_with_markers(names))
     (tmp_path / pages.README).write_text(_with_markers(["first", "digest"]))
     (tmp_path / pages.INTERVENTIONS).write_text(_with_markers(["scores"]))
@@ -188,6 +189,17 @@ def test_the_pages_show_every_published_scale(project):
     assert "\nold\n" not in page + readme
     assert cli.main(["claims", "--pages", "--scale", "night"]) == 0
     assert (project / pages.SCOREBOARD).read_text("utf-8") == page
+
+
+def test_the_undecided_ones_are_listed_with_the_seeds_that_would_decide_them():
+    on_it = row("on", verdict=claims.UNDECIDED, effect=1.0)
+    board = pd.DataFrame([row("held"), row("near", verdict=claims.UNDECIDED, effect=1.2), on_it])
+    lines = pages.undecided(board.assign(scale="laptop")).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")][1:-1] for line in lines]
+    assert [c[0] for c in cells] == ["near", "on"]
+    assert cells[0][3:] == ["1.2 [0.7, 1.7]", "above 1", "holds", "3", "7"]
+    assert cells[1][5:] == ["–", "3", "–"]
+    assert "None is" in pages.undecided(board[:1].assign(scale="laptop"))
 
 
 def test_readme_shows_each_section_at_its_front_and_keeps_the_words_of_a_person(project):

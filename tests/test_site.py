@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects
 import pytest
-from scipy import stats
 
 from proxies_lib import cli, paths
 from proxies_lib.config import UserError
@@ -346,18 +345,6 @@ def verdict(
 ):
     ends = (effect - half, effect + half)
     return verdicts.Verdict(label, "m", side, threshold, effect, *ends, n, kind, "why")
-
-
-@pytest.mark.parametrize("effect,half,n", [(1.2, 0.5, 3), (0.7, 0.4, 5), (1.05, 0.3, 8)])
-def test_the_number_of_seeds_that_decide_is_the_least(effect, half, n):
-    one = verdict(effect, half, n, claims.UNDECIDED)
-    deviation = half * np.sqrt(n) / stats.t.ppf(0.975, n - 1)
-
-    def half_with(seeds):
-        return stats.t.ppf(0.975, seeds - 1) * deviation / np.sqrt(seeds)
-
-    seeds = verdicts.seeds_that_decide(one)
-    assert seeds > n and half_with(seeds) < abs(effect - 1) <= half_with(seeds - 1)
 
 
 def test_what_would_change_a_verdict_says_the_distance_and_the_side():

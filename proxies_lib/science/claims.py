@@ -3,7 +3,10 @@
 Thresholds are fixed in `checks`, before the runs.
 """
 
+import re
+
 import numpy as np
+from scipy import stats
 
 from proxies_lib.science import analysis
 
@@ -13,6 +16,8 @@ UNDECIDED = "undecided"  # the interval includes the threshold
 UNTESTABLE = "not testable"  # the note says why
 
 VERDICTS = (HOLDS, CONTRADICTED, UNDECIDED, UNTESTABLE)
+
+MANY = 1000  # seeds: more than that is no advice
 
 
 def check(
@@ -63,6 +68,35 @@ def check(
     }
 
 
+def parts_of(measure: str) -> tuple[str, str, float]:
+    """A row's measure without its threshold, the side on which the claim holds, the threshold.
+
+    "S, nats (below 0.05)" → "S, nats", "below", 0.05. Without one the side is "", and it is nan.
+    """
+    match = re.fullmatch(r"(.*) \((above|below) (\S+)\)", measure, re.DOTALL)
+    return (match[1], match[2], float(match[3])) if match else (measure, "", np.nan)
+
+
+def leans_to(effect: float, side: str, threshold: float) -> str:
+    """The verdict of an effect without its interval, where it is not the threshold itself."""
+    return HOLDS if (effect > threshold) == (side == "above") else CONTRADICTED
+
+
+def seeds_that_decide(distance: float, half: float, n: int) -> int | None:
+    """The least number of seeds whose interval would not reach the threshold, if effect and
+    standard deviation stayed as they are; None where that is more than MANY.
+
+    `distance` is that of the effect from the threshold, `half` half the width of the interval over
+    n > 1 seeds.
+    """
+    level = (1 + analysis.CONFIDENCE) / 2
+    deviation = half * np.sqrt(n) / stats.t.ppf(level, n - 1)
+    counts = np.arange(2, MANY + 1)
+    halves = stats.t.ppf(level, counts - 1) * deviation / np.sqrt(counts)
+    deciding = counts[halves < distance]
+    return int(deciding[0]) if len(deciding) else None
+
+
 def _judge(values: np.ndarray, side: str, threshold: float) -> tuple[str, str]:
     """The verdict, and what a reader should know about it, or ""."""
     effect, lo, hi = analysis.interval(values)
@@ -73,4 +107,4 @@ def _judge(values: np.ndarray, side: str, threshold: float) -> tuple[str, str]:
     above, below = lo > threshold, hi < threshold
     if not above and not below:
         return UNDECIDED, remark
-    return (HOLDS if above == (side == "above") else CONTRADICTED), remark
+    return leans_to(effect, side, threshold), remark

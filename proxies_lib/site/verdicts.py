@@ -6,13 +6,20 @@ import re
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from proxies_lib.science import analysis, columns, report
-from proxies_lib.science.claims import CONTRADICTED, HOLDS, UNDECIDED, UNTESTABLE, VERDICTS
+from proxies_lib.science import columns, report
+from proxies_lib.science.claims import (
+    CONTRADICTED,
+    HOLDS,
+    MANY,
+    UNDECIDED,
+    UNTESTABLE,
+    VERDICTS,
+    leans_to,
+    parts_of,
+    seeds_that_decide,
+)
 from proxies_lib.site.contents import Contents
-
-MANY = 1000  # seeds: more than that is no advice
 
 # A word of a class in the style sheet, and a sign for those who do not see colors.
 LOOK = {
@@ -95,10 +102,8 @@ def claims(contents: Contents) -> list[Claim]:
 
 
 def _verdict(label: str, row: dict) -> Verdict:
-    match = re.fullmatch(r"(.*) \((above|below) (\S+)\)", row["measure"], re.DOTALL)
-    measure, side, threshold = match.groups() if match else (row["measure"], "", "nan")
     numbers = (row[name] for name in ("effect", "lo", "hi", "n", "verdict", "note"))
-    return Verdict(label, measure, side, float(threshold), *numbers)
+    return Verdict(label, *parts_of(row["measure"]), *numbers)
 
 
 def counts(verdicts) -> dict[str, int]:
@@ -132,29 +137,18 @@ def what_would_change(verdict: Verdict) -> str:
 
 
 def _what_would_decide(verdict: Verdict, distance: float) -> str:
-    claimed = (verdict.effect > verdict.threshold) == (verdict.side == "above")
-    side = "claimed" if claimed else "other"
     if not distance:
         return "A measure with less spread: the effect lies on the threshold."
-    seeds = seeds_that_decide(verdict)
+    leaning = leans_to(verdict.effect, verdict.side, verdict.threshold)
+    side = "claimed" if leaning == HOLDS else "other"
+    seeds = seeds_that_decide(distance, verdict.half, verdict.n)
     number = f"about {seeds} seeds" if seeds else f"more than {MANY} seeds"
     return (
         f"More seeds, or less spread between them. The effect lies {distance:.2g} from the "
         f"threshold, on the {side} side, nearer than half the width of the interval "
         f"({verdict.half:.2g}). If effect and spread stayed, it would take {number}, and the "
-        f"verdict would be “{HOLDS if claimed else CONTRADICTED}”."
+        f"verdict would be “{leaning}”."
     )
-
-
-def seeds_that_decide(verdict: Verdict) -> int | None:
-    """The least number of seeds whose interval would not reach the threshold, if effect and
-    standard deviation stayed as they are; None where that is more than MANY."""
-    level = (1 + analysis.CONFIDENCE) / 2
-    deviation = verdict.half * np.sqrt(verdict.n) / stats.t.ppf(level, verdict.n - 1)
-    n = np.arange(2, MANY + 1)
-    half = stats.t.ppf(level, n - 1) * deviation / np.sqrt(n)
-    deciding = n[half < abs(verdict.effect - verdict.threshold)]
-    return int(deciding[0]) if len(deciding) else None
 
 
 # ------------------------------------------------------------------ the interval plot
