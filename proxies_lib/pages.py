@@ -70,17 +70,17 @@ def write_scoreboard():
     if not boards:
         raise UserError("claims: nothing is published yet; `proxies run --publish` does it")
     readme = (paths.root() / README).read_text("utf-8")
-    first = columns.front(boards, "01")
+    first, at_front = columns.front(boards, "01"), columns.at_front(boards)
     # All of it is made before anything is written.
     board = {
         "scoreboard": verdicts_in_columns(boards),
         "side-by-side": report.markdown(side_by_side.table()),
-        "undecided": undecided(columns.at_front(boards)),
+        "undecided": undecided(at_front),
         **{f"scoreboard {scale}": _section_of(scale, boards) for scale in columns.SCALES},
     }
     digested = {
         "first": first_numbers(boards[first], first),
-        "digest": digest(columns.at_front(boards), sentences(readme)),
+        "digest": digest(at_front, sentences(readme)),
     }
     scored = {"scores": scores(boards)}
     written = {}
@@ -136,7 +136,11 @@ def undecided(rows: pd.DataFrame) -> str:
     for row in rows[rows["verdict"] == claims.UNDECIDED].itertuples():
         _, side, threshold = claims.parts_of(row.measure)
         distance, half = abs(row.effect - threshold), (row.hi - row.lo) / 2
-        seeds = claims.seeds_that_decide(distance, half, row.n) if distance else None
+        leaning = seeds = "–"  # an effect on the threshold itself
+        if distance:
+            leaning = claims.leans_to(row.effect, side, threshold)
+            number = claims.seeds_that_decide(distance, half, row.n)
+            seeds = str(number) if number else f"more than {claims.MANY:,}"
         listed.append(
             {
                 "claim": row.claim,
@@ -144,9 +148,9 @@ def undecided(rows: pd.DataFrame) -> str:
                 "statement": row.statement,
                 "effect": report.rounded(row.effect, row.lo, row.hi),
                 "holds": f"{side} {threshold:g}",
-                "leans to": claims.leans_to(row.effect, side, threshold) if distance else "–",
+                "leans to": leaning,
                 "n": row.n,
-                "would decide": seeds or f"more than {claims.MANY:,}" if distance else "–",
+                "would decide": seeds,
             }
         )
     return report.markdown(pd.DataFrame(listed)) if listed else "None is undecided."

@@ -193,12 +193,17 @@ def test_the_pages_show_every_published_scale(project):
 
 def test_the_undecided_ones_are_listed_with_the_seeds_that_would_decide_them():
     on_it = row("on", verdict=claims.UNDECIDED, effect=1.0)
-    board = pd.DataFrame([row("held"), row("near", verdict=claims.UNDECIDED, effect=1.2), on_it])
+    near, under = (
+        row(name, verdict=claims.UNDECIDED, effect=effect)
+        for name, effect in {"near": 1.2, "under": 0.8}.items()
+    )
+    board = pd.DataFrame([row("held"), near, on_it, under])
     lines = pages.undecided(board.assign(scale="laptop")).splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")][1:-1] for line in lines]
-    assert [c[0] for c in cells] == ["near", "on"]
+    assert [c[0] for c in cells] == ["near", "on", "under"]
     assert cells[0][3:] == ["1.2 [0.7, 1.7]", "above 1", "holds", "3", "7"]
     assert cells[1][5:] == ["–", "3", "–"]
+    assert cells[2][5:] == ["contradicted", "3", "7"]
     assert "None is" in pages.undecided(board[:1].assign(scale="laptop"))
 
 

@@ -42,8 +42,13 @@ def interval(values) -> tuple[float, float, float]:
     mean = float(values.mean())
     if n == 1:
         return mean, np.nan, np.nan
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    half = half_width(values.std(ddof=1), n)
     return mean, float(values.mean() - half), float(values.mean() + half)
+
+
+def half_width(deviation, n):
+    """Half the width of the interval over n > 1 seeds of this standard deviation."""
+    return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation / np.sqrt(n)
 
 
 def where(table: pd.DataFrame, **values) -> pd.DataFrame:

@@ -6,7 +6,6 @@ Thresholds are fixed in `checks`, before the runs.
 import re
 
 import numpy as np
-from scipy import stats
 
 from proxies_lib.science import analysis
 
@@ -89,11 +88,9 @@ def seeds_that_decide(distance: float, half: float, n: int) -> int | None:
     `distance` is that of the effect from the threshold, `half` half the width of the interval over
     n > 1 seeds.
     """
-    level = (1 + analysis.CONFIDENCE) / 2
-    deviation = half * np.sqrt(n) / stats.t.ppf(level, n - 1)
+    deviation = half / analysis.half_width(1, n)
     counts = np.arange(2, MANY + 1)
-    halves = stats.t.ppf(level, counts - 1) * deviation / np.sqrt(counts)
-    deciding = counts[halves < distance]
+    deciding = counts[analysis.half_width(deviation, counts) < distance]
     return int(deciding[0]) if len(deciding) else None
 
 

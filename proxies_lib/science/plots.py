@@ -544,8 +544,9 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
     rows = -(-len(quantities) // columns)
     fig = canvas.new_figure(0.6 + (0.8 + 0.26 * len(methods)) * rows)
     axes = canvas.side_by_side(fig, len(quantities))
+    bounds_by_name = {name: analysis.bounds_of(values, name) for name in quantities}
     for ax, (name, (label, scale)) in zip(axes, quantities.items(), strict=True):
-        bounds = analysis.bounds_of(values, name)
+        bounds = bounds_by_name[name]
         for y, method in enumerate(methods):
             of_method = values["method"] == method
             of_seeds = values.loc[of_method, name].to_numpy(float)
@@ -561,7 +562,7 @@ def figure_dots(values: pd.DataFrame, quantities: dict, methods: list) -> plt.Fi
     axes[0].set_yticklabels(map(styles.shown, methods))
     axes[0].margins(y=max(0.05, 0.3 / len(methods)))  # a whole marker at the first and last line
     axes[0].invert_yaxis()
-    bounded = any(analysis.bounds_of(values, name).isin(list(ARROWS)).any() for name in quantities)
+    bounded = any(bounds.isin(list(ARROWS)).any() for bounds in bounds_by_name.values())
     arrows = "; open arrows: it lies beyond" if bounded else ""
     canvas.note(
         fig,

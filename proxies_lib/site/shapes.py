@@ -216,16 +216,15 @@ def _logit_charts(frame: pd.DataFrame) -> list[Chart]:
         traces = []
         for method, runs in rows.groupby("method", sort=False):
             facets = {"arm": styles.shown(method), "size": size_name(n)}
-            traces += _with_median(styles.shown(method), runs, "lr", quantity, facets, method)
+            traces += _with_median(method, runs, "lr", quantity, facets)
         layout = {"xaxis": lr_axis(), "yaxis": y}
         charts.append(Chart(f"Largest attention logit, {size_name(n)}", traces, layout))
     return charts
 
 
-def _with_median(
-    name: str, runs: pd.DataFrame, x: str, y: str, facets: dict, method: str
-) -> list[dict]:
+def _with_median(method: str, runs: pd.DataFrame, x: str, y: str, facets: dict) -> list[dict]:
     """A point per run, and a line through the medians."""
+    name = styles.shown(method)
     median = runs.groupby(x)[y].median()
     about = {"mode": "lines", "hoverinfo": "skip", "meta": {"quiet": True}}
     line = trace(name, median.index, median, facets, colors.of_method(method), **about)
@@ -598,7 +597,7 @@ def _kappa(frame: pd.DataFrame) -> Drawing:
     charts, tables = [], []
     for panel, quantity in quantities.items():
         runs = by_panel[panel]
-        traces = _with_median("κ", runs, "kappa", quantity, {}, "κ")
+        traces = _with_median("κ", runs, "kappa", quantity, {})
         y = axis(words(quantity), log=spans_decades(runs[quantity]))
         x = axis("κ", log=True, dtick=1, exponentformat="power")
         layout = {"xaxis": x, "yaxis": y}
@@ -617,12 +616,7 @@ def _best_loss(frame: pd.DataFrame) -> Drawing:
         made
         for method, runs in best.groupby("method", sort=False)
         for made in _with_median(
-            styles.shown(method),
-            runs,
-            "n_params",
-            "best_loss",
-            {"arm": styles.shown(method)},
-            method,
+            method, runs, "n_params", "best_loss", {"arm": styles.shown(method)}
         )
     ]
     y = axis(words("best_loss"), best["best_loss"])
