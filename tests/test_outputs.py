@@ -172,7 +172,8 @@ def test_own_results_are_compared_with_the_published_ones_of_the_same_label(
     report.publish([VERDICT | {"verdict": claims.CONTRADICTED}], "01", study)
     monkeypatch.delenv(outputs.PUBLISH)
     assert cli.main(["claims", "--against", "laptop"]) == 0
-    assert "same verdict: 0 of 1" in capsys.readouterr().out
+    words = "same verdict: 0 of 1; hold: 1 in yours, 0 in the published, 0 in both"
+    assert words in capsys.readouterr().out
     assert cli.main(["claims", "--against", "laptop", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)[0]
     assert (row["verdict"], row["verdict_other"], row["same"]) == (

@@ -195,10 +195,12 @@ def _print_comparison(rows, options):
             f"{row.claim:22} {row.effect:10.3g} {screen.verdict(row.verdict, 26)} "
             f"{row.effect_other:10.3g} {screen.verdict(row.verdict_other)}"
         )
-    held = both[both["verdict"] == claims.HOLDS]
+    holds = both["verdict"] == claims.HOLDS
+    holds_other = both["verdict_other"] == claims.HOLDS
+    own, other = ("yours", "the published") if published else (options.scale, options.against)
     print(
-        f"same verdict: {both['same'].sum()} of {len(both)}; "
-        f"of those that hold: {held['same'].sum()} of {len(held)}"
+        f"same verdict: {both['same'].sum()} of {len(both)}; hold: {holds.sum()} in {own}, "
+        f"{holds_other.sum()} in {other}, {(holds & holds_other).sum()} in both"
     )
 
 
