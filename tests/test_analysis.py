@@ -37,6 +37,22 @@ def test_sensitivity_uses_the_window_only_and_refuses_holes():
         analysis.lr_sensitivity(runs.iloc[:2], ["n_params"], LRS)
 
 
+def test_sensitivity_above_the_best_lr_is_over_the_decade_that_begins_there():
+    # The gap below the best LR, and that beyond a decade of it, are left out.
+    early = analysis.lr_sensitivity_above_best(frame([2.0, 3.0, 9.0]), ["n_params"])
+    assert early["S"].item() == pytest.approx((0.0 + 1.0) / 2)
+    late = frame([3.0, 2.0, np.nan], diverged=(False, False, True))
+    assert analysis.lr_sensitivity_above_best(late, ["n_params"])["S"].item() == 1.5
+
+
+def test_a_curve_that_ends_within_the_decade_above_its_best_lr_has_no_sensitivity_there():
+    runs = pd.concat([frame([3.0, 2.0, 4.0], 0), frame([3.0, 2.0, 1.0], 1)])
+    above_best = analysis.lr_sensitivity_above_best(runs, ["n_params"])
+    assert above_best["seed"].tolist() == [0]
+    none = analysis.lr_sensitivity_above_best(runs[runs["seed"] == 1], ["n_params"])
+    assert none.empty and analysis.over_seeds(none, ["n_params"]).empty
+
+
 def test_sensitivity_is_averaged_over_seeds_not_over_losses():
     runs = pd.concat([frame([3.0, 2.0, 3.0], 0), frame([2.0, 3.0, 3.0], 1)])
     s = analysis.lr_sensitivity(runs, ["n_params"], LRS)

@@ -115,11 +115,32 @@ def lr_sensitivity_per_seed(runs: pd.DataFrame, by: list[str], window) -> pd.Dat
 
 def lr_sensitivity(runs: pd.DataFrame, by: list[str], window) -> pd.DataFrame:
     """S of every curve: mean over seeds, `lo` and `hi` of its interval, `n` seeds."""
+    return over_seeds(lr_sensitivity_per_seed(runs, by, window), by)
+
+
+def lr_sensitivity_above_best(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """`S` of every curve and seed over the decade from its own best LR up, in nats.
+
+    The window moves with the optimum, as P1's appendix B advises, and no LR below the best one is
+    in it. A curve whose LRs end within that decade has no row.
+    """
     rows = []
-    for labels, seeds in _groups(lr_sensitivity_per_seed(runs, by, window), by):
+    for labels, curve in _groups(with_loss(runs), [*by, "seed"]):
+        above_best = curve.set_index("lr")["loss"].sort_index() - curve["loss"].min()
+        best = above_best.idxmin()
+        top = 10.1 * best  # a little more than the decade, as LRs are rounded
+        if above_best.index.max() > 9.9 * best:
+            rows.append(labels | {"S": above_best[best:top].mean()})
+    return pd.DataFrame(rows, columns=[*by, "seed", "S"])
+
+
+def over_seeds(per_seed: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """`S` of each group: mean over its seeds, `lo` and `hi` of the interval, `n` seeds."""
+    rows = []
+    for labels, seeds in _groups(per_seed, by):
         mean, lo, hi = interval(seeds["S"])
         rows.append(labels | {"S": mean, "lo": lo, "hi": hi, "n": len(seeds)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*by, "S", "lo", "hi", "n"])
 
 
 def sensitivities(
