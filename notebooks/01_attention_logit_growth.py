@@ -107,8 +107,8 @@ by = ["method", "n_params"]
 above_best = analysis.lr_sensitivity_above_best(table, by)
 print(analysis.over_seeds(above_best, by).round(3).to_string(index=False))
 for method, rows in above_best.groupby("method", sort=False):
-    mean, lo, hi = analysis.interval(analysis.slopes(rows, "S").dropna())
-    print(f"{method}: {mean:.3f} [{lo:.3f}, {hi:.3f}] nats per decade of N")
+    slope = analysis.interval(analysis.slopes(rows, "S").dropna())
+    print(f"{method}: {report.rounded(*slope)} nats per decade of N")
 
 # %% [markdown]
 # The learning rate at which training [fails](../../docs/glossary.md#fails) (it loses a tenth of
