@@ -65,6 +65,17 @@ def test_the_interval_is_students_t_and_one_value_has_none():
     assert (mean, lo, hi) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
 
 
+@pytest.mark.parametrize("counts", [(5, 5), (3, 5), (1, 4), (1, 1), (2, 3, 1)])
+def test_sets_of_seeds_taken_as_one_have_the_interval_of_all_their_values(counts):
+    values = np.split(np.random.default_rng(1).normal(3, 2, sum(counts)), np.cumsum(counts)[:-1])
+    means, lows, highs = zip(*map(analysis.interval, values), strict=True)
+    halves = np.nan_to_num((np.array(highs) - lows) / 2)
+    mean, half = analysis.pooled(means, halves, counts)
+    assert (mean, mean - half, mean + half) == pytest.approx(
+        analysis.interval(np.concatenate(values))
+    )
+
+
 def test_the_interval_covers_the_mean_of_three_normal_seeds_nineteen_times_in_twenty():
     draws = np.random.default_rng(0).normal(size=(4000, 3))
     covered = [lo < 0 < hi for _, lo, hi in map(analysis.interval, draws)]

@@ -164,16 +164,16 @@ def test_a_run_of_the_store_alone_has_its_text_and_the_nearest_scale(committed, 
     assert said(capsys, f"show {key[:9]}") == text
 
 
-def test_of_a_label_without_figures_the_registry_answers(committed, own_store, capsys):
-    """`long` is trained in part and not yet drawn: its notebooks' grids say what shows a run."""
-    if (ROOT / "figures" / "long").exists():
-        pytest.skip("long is drawn by now")
-    row = table_of("long").to_dict("records")[0]
+def test_of_a_label_without_figures_the_registry_answers(committed, tmp_path, monkeypatch):
+    """Before a label is drawn its notebooks' grids say what will show a run."""
+    monkeypatch.setenv("PROXIES_FIGURES", str(tmp_path))
+    row = next(row for row in table_of("long").to_dict("records") if row["z_loss"] == 0)
     run = config.from_flat({name: row[name] for name in config.FIELDS if name in row})
     shown = lookup.in_registry(run, protocol.study("long"))
     assert shown and all(one.csv is None and one.method for one in shown)
     grid = notebooks.grid_of(notebooks.sections()["02"], notebooks.reading("long"))
     expected = [m for m, runs in grid.items() if run in runs]
+    assert expected
     assert [one.method for one in shown if one.figure == "3"] == [", ".join(expected)]
 
 
@@ -298,6 +298,40 @@ def test_two_protocols_are_compared_where_they_differ(committed, capsys):
     assert "vocab_size" not in found["protocols"] and "lr" not in found["protocols"]
     text = said(capsys, "diff laptop night")
     assert re.search(r"^  batch_size +8 +32$", text, re.MULTILINE)
+
+
+def test_seeds_of_two_labels_judge_a_claim_together(committed, capsys):
+    one, other = (report.scoreboard(label).set_index("claim") for label in ("night", "night-again"))
+    rows = said(capsys, "claims --scale night --together night-again --json")
+    tested = [
+        name
+        for name in one.index.intersection(other.index)
+        if claims.UNTESTABLE not in (one.verdict[name], other.verdict[name])
+    ]
+    assert [row["claim"] for row in rows] == tested
+    for row in rows:
+        effects, counts = zip(*((b.effect[row["claim"]], b.n[row["claim"]]) for b in (one, other)))
+        assert row["n"] == sum(counts)
+        assert row["effect"] == pytest.approx(np.average(effects, weights=counts))
+        _, side, threshold = claims.parts_of(row["measure"])
+        inside = row["lo"] <= threshold <= row["hi"]
+        leans = claims.leans_to(row["effect"], side, threshold)
+        assert row["verdict"] == (claims.UNDECIDED if inside else leans)
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("laptop laptop", "together='laptop': is the label itself, with the same seeds"),
+        ("laptop laptop-xeon", "together='laptop-xeon': has seeds of laptop: 0, 1, 2"),
+        ("night laptop", "together='laptop': has another protocol than night: scale"),
+        ("night nosuch", "scale='nosuch': no runs.parquet yet"),
+    ],
+)
+def test_only_other_seeds_of_the_same_protocol_judge_together(committed, capsys, pair, words):
+    label, other = pair.split()
+    assert cli.main(["claims", "--scale", label, "--together", other]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_runs_that_ended_in_nan_are_compared():

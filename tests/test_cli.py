@@ -89,6 +89,7 @@ BAD = {
     "bench store --counts 0": "counts=[0]: must be 1 or more each",
     "bench step --seconds nan": "seconds=nan: must be 0 or more, and finite",
     "claims --against laptop": "label='laptop': has no outputs of one's own to compare",
+    "claims --together laptop": "together='laptop': is the label itself, with the same seeds",
     "score README.md": "notebook='README.md': must have a grid with the arms none and qk-lay",
     "score 01 --scale smoke": "notebook='01_attention_logit_growth.py': must have a grid with",
     "score nosuch.ipynb": "notebook='nosuch.ipynb': is no file",

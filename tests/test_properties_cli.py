@@ -172,6 +172,7 @@ reading = st.one_of(
     st.tuples(st.just("table"), st.just("--scale"), scales),
     st.tuples(st.just("claims"), st.just("--scale"), scales),
     st.tuples(st.just("claims"), st.just("--against"), scales),
+    st.tuples(st.just("claims"), st.just("--together"), scales),
     st.tuples(st.just("claims"), words),
     st.tuples(st.just("data"), st.just("list")),
     st.tuples(st.just("data"), words),

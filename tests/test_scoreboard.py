@@ -10,7 +10,15 @@ import pytest
 
 from proxies_lib import cli, pages, paths
 from proxies_lib.config import UserError
-from proxies_lib.science import claims, columns, notebooks, outputs, report, side_by_side
+from proxies_lib.science import (
+    claims,
+    columns,
+    difference,
+    notebooks,
+    outputs,
+    report,
+    side_by_side,
+)
 from proxies_lib.science.figures import BEYOND, of_section
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -271,7 +279,9 @@ def test_the_pages_need_something_published_and_a_scale_that_has_a_column(projec
     assert "--pages writes laptop, night, long" in capsys.readouterr().err
 
 
-def test_the_page_of_the_night_tells_which_verdicts_held_again_on_other_seeds():
+def test_the_page_of_the_night_tells_which_verdicts_held_again_on_other_seeds(monkeypatch):
+    for kind in ("FIGURES", "PAPERMILL_RUNS"):
+        monkeypatch.delenv(f"PROXIES_{kind}")
     night, again = (
         pd.read_csv(ROOT / f"papermill_runs/{label}/claims.csv", dtype={"figure": str}).set_index(
             "claim"
@@ -281,9 +291,11 @@ def test_the_page_of_the_night_tells_which_verdicts_held_again_on_other_seeds():
     page = (ROOT / "docs/night.md").read_text("utf-8")
     part = page.partition("## Again")[2].partition("## Predictions")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
-    told = {row[0]: row[4] for row in rows if len(row) == 5 and row[0] in night.index}
+    told = {row[0]: row[4:] for row in rows if len(row) == 6 and row[0] in night.index}
     counted = night["figure"].isin(["1", "3", "5", "8"]) & (night["verdict"] == claims.HOLDS)
     assert set(told) == set(night.index[counted])
-    for claim, cell in told.items():
-        known = claim in again.index
-        assert cell == (f"{again.verdict[claim]}, {again.effect[claim]:.3g}" if known else "–")
+    sides = difference.sides("night", "night-again", published=True)
+    both = difference.together(*sides).set_index("claim")
+    for claim, cells in told.items():
+        boards = (again, both)
+        assert cells == [f"{board.verdict[claim]}, {board.effect[claim]:.3g}" for board in boards]

@@ -93,6 +93,7 @@ def _add_claims(command):
         claims                                   # one's own verdicts, else the published ones
         claims --scale night --json
         claims --against laptop-xeon             # which verdicts another label has otherwise
+        claims --scale night --together night-again    # over the seeds of both labels
         """,
     )
     add_label(claims)
@@ -110,6 +111,13 @@ def _add_claims(command):
         metavar="LABEL",
         help="compare with the verdicts of another label; "
         "of the same one: one's own with the published ones",
+        complete=completion.labels,
+    )
+    add_option(
+        kind,
+        "--together",
+        metavar="LABEL",
+        help="over the seeds of both labels, which must have the same protocol but for seeds",
         complete=completion.labels,
     )
 
@@ -168,7 +176,13 @@ def _claims(options):
     if options.against == options.scale:
         refuse_beside("against", published=options.published)
         difference.require_own(options.scale)
-    rows = report.scoreboard(options.scale, options.published)
+    if options.together is not None:
+        if options.together == options.scale:
+            refuse("together", options.together, "is the label itself, with the same seeds")
+        pair = (options.scale, options.together)
+        rows = difference.together(*difference.sides(*pair, options.published))
+    else:
+        rows = report.scoreboard(options.scale, options.published)
     if options.against is not None:
         _print_comparison(rows, options)
     elif options.json:

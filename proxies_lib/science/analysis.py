@@ -51,6 +51,20 @@ def half_width(deviation, n):
     return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation / np.sqrt(n)
 
 
+def pooled(means, halves, counts) -> tuple[float, float]:
+    """Mean and half width of the interval over several sets of seeds taken as one.
+
+    Of each set its mean, half the width of its interval (0 of a single seed), and its n.
+    """
+    means, halves, counts = (np.asarray(values, float) for values in (means, halves, counts))
+    n = counts.sum()
+    mean = float((counts * means).sum() / n)
+    # Half a width of deviation 1 needs n > 1; a single seed deviates from its mean by nothing.
+    deviations = halves / half_width(1, np.maximum(counts, 2))
+    squares = (counts - 1) * deviations**2 + counts * (means - mean) ** 2
+    return mean, float(half_width(np.sqrt(squares.sum() / (n - 1)), n))
+
+
 def where(table: pd.DataFrame, **values) -> pd.DataFrame:
     """The rows whose columns have these values; a list or tuple allows several.
 

@@ -76,6 +76,14 @@ def parts_of(measure: str) -> tuple[str, str, float]:
     return (match[1], match[2], float(match[3])) if match else (measure, "", np.nan)
 
 
+def verdict_of(lo: float, hi: float, side: str, threshold: float) -> str:
+    """The verdict of an interval: which side of the threshold it lies on, if it lies on one."""
+    above, below = lo > threshold, hi < threshold
+    if not above and not below:
+        return UNDECIDED
+    return HOLDS if above == (side == "above") else CONTRADICTED
+
+
 def leans_to(effect: float, side: str, threshold: float) -> str:
     """The verdict of an effect without its interval, where it is not the threshold itself."""
     return HOLDS if (effect > threshold) == (side == "above") else CONTRADICTED
@@ -101,7 +109,4 @@ def _judge(values: np.ndarray, side: str, threshold: float) -> tuple[str, str]:
     if len(values) == 1:
         lo = hi = effect
         remark = "one seed, no interval"
-    above, below = lo > threshold, hi < threshold
-    if not above and not below:
-        return UNDECIDED, remark
-    return leans_to(effect, side, threshold), remark
+    return verdict_of(lo, hi, side, threshold), remark

@@ -13,8 +13,8 @@ import pandas as pd
 
 from proxies_lib import config
 from proxies_lib.config import FIELDS, UserError, refuse
-from proxies_lib.science import claims, outputs, report
-from proxies_lib.science.protocol import SWEPT, Study
+from proxies_lib.science import analysis, claims, outputs, report
+from proxies_lib.science.protocol import SEEDS, SWEPT, Study
 
 PROVENANCE = ("device", "python", "jax", "jaxlib", "flax", "optax", "numpy", "settings", "commit")
 
@@ -151,14 +151,57 @@ def _half(row: dict, suffix: str) -> float:
 
 def _judged(effect: float, half: float, measure: str) -> str:
     """The verdict on an effect with an interval of this half width."""
-    match = re.search(r"\((above|below) (\S+)\)$", measure)
-    if match is None:
-        return ""
-    side, threshold = match[1], float(match[2])
-    above, below = effect - half > threshold, effect + half < threshold
-    if not above and not below:
-        return claims.UNDECIDED
-    return claims.HOLDS if above == (side == "above") else claims.CONTRADICTED
+    _, side, threshold = claims.parts_of(measure)
+    return claims.verdict_of(effect - half, effect + half, side, threshold) if side else ""
+
+
+def together(one: Side, other: Side) -> pd.DataFrame:
+    """The claims that both test, judged over the seeds of both: rows of a scoreboard.
+
+    Mean and deviation over all seeds follow from those of each side, so no run is read.
+    Raises UserError unless the two are one protocol with different seeds.
+    """
+    _require_other_seeds(one, other)
+    assert one.verdicts is not None and other.verdicts is not None  # just required
+    both = report.against(one.verdicts, other.verdicts)
+    untested = (both[["verdict", "verdict_other"]] == claims.UNTESTABLE).any(axis=1)
+    rows = [row | _together(row) for row in both[~untested].to_dict("records")]
+    return pd.DataFrame(rows, columns=report.COLUMNS)
+
+
+def _together(row: dict) -> dict:
+    """Effect, interval, n, verdict and notes over the seeds of both sides of a claim."""
+    effect, half = analysis.pooled(
+        [row["effect"], row["effect_other"]],
+        [_half(row, ""), _half(row, "_other")],
+        [row["n"], row["n_other"]],
+    )
+    notes = dict.fromkeys(filter(None, (row["note"], row["note_other"])))
+    return {
+        "effect": effect,
+        "lo": effect - half,
+        "hi": effect + half,
+        "n": row["n"] + row["n_other"],
+        "verdict": _judged(effect, half, row["measure"]),
+        "note": "; ".join(notes),
+    }
+
+
+def _require_other_seeds(one: Side, other: Side):
+    """Raise UserError unless two labels have verdicts on one protocol with different seeds."""
+    for each in (one, other):
+        if each.verdicts is None or each.study is None:
+            refuse("label", each.name, "has no verdicts, or no protocol that can be read")
+    differing = [name for name in protocols(one, other) if name not in SEEDS]
+    if differing:
+        refuse("together", other.name, f"has another protocol than {one.name}: {differing[0]}")
+    shared = sorted(_seeds(one) & _seeds(other))
+    if shared:
+        refuse("together", other.name, f"has seeds of {one.name}: {', '.join(map(str, shared))}")
+
+
+def _seeds(side: Side) -> set[int]:
+    return {seed for name in SEEDS for seed in getattr(side.study, name)}
 
 
 # ------------------------------------------------------------------ runs

@@ -389,6 +389,8 @@ SWEPT = {"lr": "lrs", "seed": "seeds", "d_model": "sizes", "n_layers": "sizes"}
 
 LISTS = ("sizes", "lrs", "seeds")
 
+SEEDS = ("seeds", "few_seeds", "adam_seeds", "ideas_seeds")  # of a study: all that it has
+
 
 def study(
     scale: str, overrides: dict | None = None, train: bool = False, publish: bool = False
@@ -495,7 +497,7 @@ def _following(lists: dict, chosen: Study) -> dict:
         series = ("widths", "depths", "joint", "fitted", "few_sizes")
         following |= dict.fromkeys(series, sizes)
     if "seeds" in lists:
-        following |= dict.fromkeys(("few_seeds", "adam_seeds", "ideas_seeds"), lists["seeds"])
+        following |= dict.fromkeys(SEEDS, lists["seeds"])
     return following
 
 
