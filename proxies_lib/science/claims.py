@@ -78,10 +78,8 @@ def parts_of(measure: str) -> tuple[str, str, float]:
 
 def verdict_of(lo: float, hi: float, side: str, threshold: float) -> str:
     """The verdict of an interval: which side of the threshold it lies on, if it lies on one."""
-    above, below = lo > threshold, hi < threshold
-    if not above and not below:
-        return UNDECIDED
-    return HOLDS if above == (side == "above") else CONTRADICTED
+    decided = lo > threshold or hi < threshold
+    return leans_to(lo, side, threshold) if decided else UNDECIDED
 
 
 def leans_to(effect: float, side: str, threshold: float) -> str:
