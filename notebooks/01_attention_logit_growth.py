@@ -213,11 +213,12 @@ report.save(figure, "figE01_qk_norms", {"trajectories": drawn}, points, this)
 #
 # **At `long`** S differs 2.5 times over the paper's own window, where it says 25 at 19M. One reason
 # is size: the ratio grows with N, and 25K parameters are a thousandth of that. What training loses
-# without qk-layernorm it can win back: at LR 0.1 logits that passed 10³ return as the learning rate
-# falls, which no shorter scale shows. Whether S rises with N with qk-layernorm stays undecided: the
-# slope is −0.02 nats per decade of N [−0.11, 0.08], and 0.02 [−0.15, 0.20] over the decade above
-# the best learning rate. It was predicted that S there is no more than 0.05 nats higher at d 32
-# than at d 16; it is 0.013 higher.
+# without qk-layernorm it can win back: at LR 0.1 logits that passed 10³ return as the learning
+# rate falls, which no shorter scale shows.
+#
+# Whether S rises with N with qk-layernorm stays undecided: the slope is −0.02 nats per decade of
+# N [−0.11, 0.08], and 0.02 [−0.15, 0.20] over the decade above the best learning rate. It was
+# predicted that S there is no more than 0.05 nats higher at d 32 than at d 16; it is 0.013 higher.
 
 # %% [markdown]
 # ## Verdicts

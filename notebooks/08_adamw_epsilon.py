@@ -185,8 +185,8 @@ report.save(figure, "figE13_update_rms", {"trajectories": observed[columns]}, sw
 # by 0.06 nats [0.01, 0.10], and its gradient is again the larger one.
 #
 # **At `long`** the paper's two coincide. The largest of the raised ones is ahead from the warm-up
-# on and ends 0.04 nats lower [−0.05, 0.12], which decides nothing. One seed of ε = 1e-4 has a spike
-# of a nat at step 9,000, and recovers.
+# on and ends 0.04 nats lower [−0.05, 0.12], which decides nothing. One seed of ε = 1e-4 has a
+# spike of a nat at step 9,000, and recovers.
 
 # %%
 groups = {
@@ -277,8 +277,10 @@ report.save(figure, "fig13_update_rms", {"trajectories": drawn}, ladder, this)
 # steps. That was predicted otherwise: that at LR 0.3 they come within a factor of 100 of ε = 1e-8,
 # and that ε = 1e-6 costs loss. They end at 12,000 times ε, and ε = 1e-6 costs nothing. The batch
 # may have a part in it: a step has a quarter of night's tokens, and gradients of fewer tokens are
-# noisier, so larger. The residual stream grows with N here as well, as much as at
-# night, so that missing decay was not the reason.
+# noisier, so larger.
+#
+# The residual stream grows with N here as well, as much as at night, so that missing decay was not
+# the reason.
 
 # %% [markdown]
 # ## Verdicts
