@@ -130,9 +130,11 @@ def scoreboard(rows: pd.DataFrame, scale: str) -> str:
 def undecided(rows: pd.DataFrame) -> str:
     """The undecided ones of `columns.at_front` in Markdown, and how many seeds would decide them.
 
-    A measured effect is on one side of its threshold: `leans to` is the verdict of that side.
+    A measured effect is on one side of its threshold: `leans to` is the verdict of that side. `on
+    all seeds` is what there is where more were trained under a label of their own.
     """
     listed = []
+    again = {scale: columns.on_all_seeds(scale) for scale in rows["scale"].unique()}
     for row in rows[rows["verdict"] == claims.UNDECIDED].itertuples():
         _, side, threshold = claims.parts_of(row.measure)
         distance, half = abs(row.effect - threshold), (row.hi - row.lo) / 2
@@ -151,6 +153,7 @@ def undecided(rows: pd.DataFrame) -> str:
                 "leans to": leaning,
                 "n": row.n,
                 "would decide": seeds,
+                "on all seeds": again[row.scale].get(row.claim, "–"),
             }
         )
     return report.markdown(pd.DataFrame(listed)) if listed else "None is undecided."

@@ -1,5 +1,6 @@
 """Verdicts in columns, and the pages that show them."""
 
+import json
 import pathlib
 import re
 
@@ -209,10 +210,29 @@ def test_the_undecided_ones_are_listed_with_the_seeds_that_would_decide_them():
     lines = pages.undecided(board.assign(scale="laptop")).splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")][1:-1] for line in lines]
     assert [c[0] for c in cells] == ["near", "on", "under"]
-    assert cells[0][3:] == ["1.2 [0.7, 1.7]", "above 1", "holds", "3", "7"]
-    assert cells[1][5:] == ["–", "3", "–"]
-    assert cells[2][5:] == ["contradicted", "3", "7"]
+    assert cells[0][3:] == ["1.2 [0.7, 1.7]", "above 1", "holds", "3", "7", "–"]
+    assert cells[1][5:] == ["–", "3", "–", "–"]
+    assert cells[2][5:] == ["contradicted", "3", "7", "–"]
     assert "None is" in pages.undecided(board[:1].assign(scale="laptop"))
+
+
+def test_an_undecided_one_says_what_all_seeds_do(project):
+    """Where a scale's protocol was trained on further seeds, and these test the claim too."""
+    night = [row(name, verdict=claims.UNDECIDED, effect=1.2) for name in ("a", "b")]
+    publish(project, "night", night)
+    assert columns.on_all_seeds("night") == {}
+    publish(project, "night-again", [row("a", effect=1.4)])
+    again = {"label": "night-again", "scale": "night", "overrides": {"seeds": [10, 11, 12]}}
+    (project / "papermill_runs/night-again/protocol.json").write_text(json.dumps(again))
+
+    last = [line.split(" | ")[-1] for line in _undecided(night, "night")]
+    # Both means lie 0.1 from that of all six, and each half width is 0.5.
+    assert last == ["holds 1.3 [1.08, 1.52], 6 |", "– |"]
+    assert columns.on_all_seeds("laptop") == {}
+
+
+def _undecided(rows, scale):
+    return pages.undecided(pd.DataFrame(rows).assign(scale=scale)).splitlines()[2:]
 
 
 def test_readme_shows_each_section_at_its_front_and_keeps_the_words_of_a_person(project):

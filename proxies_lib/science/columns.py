@@ -6,12 +6,14 @@ Figures 2 and E.1, "2a-…" and "E1a-…", are those of the scale's protocol.
 
 import pandas as pd
 
-from proxies_lib.science import notebooks, outputs, protocol, report
+from proxies_lib.science import difference, notebooks, outputs, protocol, report
 from proxies_lib.science.figures import BEYOND, FIGURES
 
 SCALES = ("laptop", "night", "long")  # in this order, those of them that are published
 
 MOVE = ("laptop", "night")  # between these a verdict moves: same sections, a larger protocol
+
+AGAIN = {"night": "night-again"}  # a scale, and the label of its protocol on further seeds
 
 
 def published() -> dict[str, pd.DataFrame]:
@@ -25,6 +27,16 @@ def published() -> dict[str, pd.DataFrame]:
         if outputs.source("papermill_runs", scale, report.CLAIMS, published=True)
     ]
     return {scale: report.scoreboard(scale, published=True) for scale in there}
+
+
+def on_all_seeds(scale: str) -> dict[str, str]:
+    """By id of the claims that were tested again on further seeds, what all seeds say, as a cell
+    of `in_columns`. Empty where the scale has no such label, or it is not published."""
+    again = AGAIN.get(scale)
+    if not again or not outputs.source("papermill_runs", again, report.CLAIMS, published=True):
+        return {}
+    both = difference.together(*difference.sides(scale, again, published=True))
+    return {row["claim"]: _cell(row) for row in both.to_dict("records")}
 
 
 def missing_sections(scale: str, rows: pd.DataFrame) -> list[str]:
