@@ -195,6 +195,16 @@ def test_a_run_that_serves_two_methods_has_a_row_in_each(monkeypatch):
     assert (table["loss"] == analysis.with_loss(table)["loss"]).all()
 
 
+def test_a_protocol_of_ones_own_says_that_the_text_is_about_another(monkeypatch, capsys):
+    monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
+    run = notebooks.runs_of(notebooks.choose(["00"], STUDY)[0], SMOKE)[0][0]
+    own = protocol.study("smoke", {"seeds": [0], "label": "mine"})
+    words = "smoke-mine: smoke with seeds = [0]. The text tells what is seen in runs of smoke"
+    for study, said in ((own, True), (protocol.study("smoke"), False)):
+        report.collect({"a": [run]}, study)
+        assert (words in capsys.readouterr().out) == said
+
+
 def test_a_sections_summary_is_what_its_notebook_has_printed(monkeypatch, capsys):
     monkeypatch.setenv("PROXIES_PAPERMILL_RUNS", str(ROOT / "papermill_runs"))
     path, study = notebooks.sections()["05"], protocol.study("smoke")

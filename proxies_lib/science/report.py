@@ -24,8 +24,8 @@ PROVENANCE = ("fingerprint", "device", "python", "jax", "flax", "commit")
 def collect(
     runs: dict[str, list[Run]], study: Study, columns=None, brief: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What notebooks call first: print the plan (its first line, if `brief`), train what is missing
-    if `study.train`, and return a table of runs and a table of curves.
+    """What notebooks call first: print overrides and the plan (its first line alone, if `brief`),
+    train what is missing if `study.train`, and return a table of runs and a table of curves.
 
     `runs` maps the name of a method to its runs. The first table has a row per method and run, in
     that order (a run may serve several methods), with `loss` = min(ℓ, ℓ0) in nats per token. The
@@ -42,6 +42,8 @@ def collect(
     all_runs = [run for runs_of_method in runs.values() for run in runs_of_method]
     # Runs that several methods share are planned, trained and read once, then get a row in each.
     plan = sweep.plan(all_runs, layer=layer, prepare=study.train, exact=study.train)
+    if study.overrides and not brief:
+        print(_own_protocol(study))
     described = plan.describe(engines.cores())
     print(described.partition("\n")[0] if brief else described)
     if study.train:
@@ -55,6 +57,15 @@ def collect(
         rows = [row_of[run] for run in without_repeats]
         parts.append(table.iloc[rows].assign(method=method))
     return analysis.with_loss(pd.concat(parts, ignore_index=True)), curves
+
+
+def _own_protocol(study: Study) -> str:
+    """What a reader of an overridden notebook must know: its text was written for the scale."""
+    changed = ", ".join(f"{name} = {value}" for name, value in study.overrides)
+    return (
+        f"{study.label}: {study.scale} with {changed}. "
+        f"The text tells what is seen in runs of {study.scale} itself."
+    )
 
 
 def count_stored(runs: list[Run]) -> int:
