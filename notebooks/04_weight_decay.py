@@ -148,9 +148,9 @@ log_lr = best.pivot_table(index="weight_decay", columns="n_params", values="log_
 # ## What we see at `long`
 #
 # With the paper's own λ · steps the comparison can be made, and three seeds do not decide it: S
-# coupled − S independent is −0.06 nats [−0.13, 0.02], which leans against the paper. Every seed
-# shows another thing: coupled decay of 0.1 raises the loss by 0.08 nats or more at every learning
-# rate from 0.01 up. S does not see a whole curve being raised.
+# coupled − S independent is −0.06 nats [−0.13, 0.02], which leans against the paper. Every
+# seed shows another thing: coupled decay of 0.1 raises the loss by 0.08 nats or more at every
+# learning rate from 0.01 up. S does not see a whole curve being raised.
 #
 # A factor of 10 in λ moves the best learning rate by a factor of 1.7, 10 to the power of 0.23
 # [−0.11, 0.58]. The strongest decay has its best at 0.04 to 0.05 in every seed. Below it the loss
