@@ -299,28 +299,39 @@ def test_the_pages_need_something_published_and_a_scale_that_has_a_column(projec
     assert "--pages writes laptop, night, long" in capsys.readouterr().err
 
 
-def test_the_page_of_the_night_tells_which_verdicts_held_again_on_other_seeds(monkeypatch):
+@pytest.fixture
+def night_twice(monkeypatch):
+    """The claims of night, of night on other seeds, and of both as one; and what docs/night.md
+    says of the other seeds: its text, and its tables' rows on a claim."""
     monkeypatch.delenv("PROXIES_PAPERMILL_RUNS")  # the checkout's, not the tests' own
-    night, again = (
-        pd.read_csv(ROOT / f"papermill_runs/{label}/claims.csv", dtype={"figure": str}).set_index(
-            "claim"
-        )
-        for label in ("night", "night-again")
-    )
+    sides = difference.sides("night", "night-again", published=True)
+    boards = (*(side.verdicts for side in sides), difference.together(*sides))
+    night, again, both = (board.set_index("claim") for board in boards)
     page = (ROOT / "docs/night.md").read_text("utf-8")
     part = page.partition("## Again")[2].partition("## Predictions")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
-    told = {row[0]: row[4:] for row in rows if len(row) == 6 and row[0] in night.index}
+    return night, again, both, part, [row for row in rows if row and row[0] in night.index]
+
+
+def told(board: pd.DataFrame, claim: str) -> str:
+    """A verdict as docs/night.md has it in a cell."""
+    return f"{board.verdict[claim]}, {board.effect[claim]:.3g}"
+
+
+def test_the_page_of_the_night_tells_which_verdicts_held_again_on_other_seeds(night_twice):
+    night, again, both, _, rows = night_twice
+    cells = {row[0]: row[4:] for row in rows if len(row) == 6}
     counted = night["figure"].isin(["1", "3", "5", "8"]) & (night["verdict"] == claims.HOLDS)
-    assert set(told) == set(night.index[counted])
-    sides = difference.sides("night", "night-again", published=True)
-    both = difference.together(*sides).set_index("claim")
-    for claim, cells in told.items():
-        boards = (again, both)
-        assert cells == [f"{board.verdict[claim]}, {board.effect[claim]:.3g}" for board in boards]
-    # Of sections 10, 09 and 07 only what all seeds say is told.
-    for claim, *_, cell in (row for row in rows if len(row) == 7 and row[0] in night.index):
-        assert cell == f"{both.verdict[claim]}, {both.effect[claim]:.3g}"
+    assert set(cells) == set(night.index[counted])
+    assert cells == {claim: [told(again, claim), told(both, claim)] for claim in cells}
+
+
+def test_the_page_of_the_night_tells_what_more_seeds_change(night_twice):
+    night, _, both, part, rows = night_twice
+    # Sections 10, 09 and 07: six undecided checks, and what all seeds say of them.
+    cells = {row[0]: row[-1] for row in rows if len(row) == 7}
+    assert len(cells) == 6
+    assert cells == {claim: told(both, claim) for claim in cells}
     # A verdict that more seeds change is told, also one that is not in a table.
     changed = both[both["verdict"] != night["verdict"].reindex(both.index)]
     assert [claim for claim in changed.index if claim not in part] == []
